@@ -1,0 +1,261 @@
+"""The configuration's keys, their types and defaults. Reading a file is in `load`.
+
+Every key has a default, so ``Config()`` is a complete configuration. Keys that end in a unit say
+so; dimensions are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from dnnbench.errors import DnnbenchError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+
+
+class ConfigError(DnnbenchError):
+    """The configuration is wrong; the message names the key's path, what was found and what is expected."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors and types are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class S3Credentials(Section):
+    """How to reach and sign in to an S3 server. What is left out comes from the standard AWS chain."""
+
+    endpoint: str | None = None
+    region_name: str | None = None
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    profile: str | None = None
+
+    @field_validator("access_key", "secret_key", "session_token", mode="before")
+    @classmethod
+    def _secret(cls, value: Any) -> Any:
+        # Strict mode takes no plain string for a SecretStr, and that is what a file holds.
+        return SecretStr(value) if isinstance(value, str) else value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_http_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("a URL that starts with http:// or https://")
+        if value is not None and "@" in value:
+            raise ValueError("a URL without credentials in it (use access_key and secret_key)")
+        return value.rstrip("/") if value else value
+
+    @model_validator(mode="after")
+    def _keys_come_in_pairs(self) -> S3Credentials:
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key together, or neither (then the AWS chain is asked)")
+        return self
+
+
+class S3Account(Section):
+    """The ``aws`` or ``dss`` part of ``storage.s3``."""
+
+    credentials: S3Credentials = S3Credentials()
+
+
+class S3Storage(Section):
+    """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries."""
+
+    bucket: str | None = None
+    prefix: list[str] = [""]
+    client_lib: NonEmptyStr | list[NonEmptyStr] = "boto3"
+    aws: S3Account = S3Account()
+    dss: S3Account = S3Account()
+
+    @field_validator("prefix")
+    @classmethod
+    def _some_prefix(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError('at least one prefix (use "" for the whole bucket)')
+        if len(set(p.strip("/") for p in value)) != len(value):
+            raise ValueError("different prefixes (the same one is there twice)")
+        return value
+
+    @property
+    def client_libs(self) -> list[str]:
+        """The client libraries, always as a list."""
+        return [self.client_lib] if isinstance(self.client_lib, str) else list(self.client_lib)
+
+
+class FsStorage(Section):
+    """``storage.fs``: the data set's sources as folders."""
+
+    data_dir: list[NonEmptyStr] = []
+
+    @field_validator("data_dir")
+    @classmethod
+    def _different(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError("different folders (the same one is there twice)")
+        return value
+
+
+class Storage(Section):
+    """``storage``: ``format`` and ``name`` select the one that runs; the others may be configured too."""
+
+    format: Literal["fs", "s3"] = "fs"
+    name: NonEmptyStr = "fs"
+    s3: S3Storage = S3Storage()
+    fs: FsStorage = FsStorage()
+
+    @model_validator(mode="after")
+    def _s3_is_aws_or_dss(self) -> Storage:
+        if self.format == "s3" and self.name not in ("aws", "dss"):
+            raise ValueError(f'name "aws" or "dss" where format is "s3" (found "{self.name}")')
+        return self
+
+    @property
+    def selected(self) -> str:
+        """The storage that ``format`` and ``name`` select: ``fs``, ``aws`` or ``dss``."""
+        return "fs" if self.format == "fs" else self.name
+
+
+class Access(Section):
+    """``dataset.access``: which orders of reading are measured."""
+
+    random: bool = True
+    sequential: bool = True
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Access:
+        if not (self.random or self.sequential):
+            raise ValueError("random or sequential (or both) to be true")
+        return self
+
+
+class Dataset(Section):
+    """``dataset``: the class that reads samples, and what a sample is."""
+
+    name: NonEmptyStr = "TorchImageClassificationDataset"
+    access: Access = Access()
+    type: Literal["image"] = "image"
+    label: list[NonEmptyStr] = ["roses", "sunflowers", "tulips", "daisy", "dandelion"]
+    image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
+
+    @field_validator("label")
+    @classmethod
+    def _labels(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("at least one category")
+        if len(set(value)) != len(value):
+            raise ValueError("different categories (the same one is there twice)")
+        for label in value:
+            if label.strip("/") != label or label in (".", ".."):
+                raise ValueError(f'categories as folder names, without "/" at the ends (found "{label}")')
+        return value
+
+
+class Steps(Section):
+    """``execution.steps``: what of the benchmarks runs."""
+
+    model: bool = True
+    training: bool = True
+    inference: bool = True
+    metrics: bool = True
+
+
+class Execution(Section):
+    """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring."""
+
+    workers: PositiveInt = 10
+    steps: Steps = Steps()
+    rounds: PositiveInt = 3
+    seed: NonNegativeInt = 0
+    cache: Literal["cold", "warm"] = "cold"
+
+
+class DataLoader(Section):
+    """``framework.PyTorch.DataLoader``: handed to ``torch.utils.data.DataLoader``."""
+
+    shuffle: bool = True
+    num_workers: NonNegativeInt = 2
+    persistent_workers: bool = True
+    prefetch_factor: PositiveInt = 2
+    pin_memory: bool = False
+    drop_last: bool = False
+    multiprocessing_context: Literal["forkserver", "spawn", "fork"] = "forkserver"
+
+
+class PyTorch(Section):
+    """``framework.PyTorch``."""
+
+    loader: DataLoader = Field(default=DataLoader(), alias="DataLoader")
+
+
+class TensorFlow(Section):
+    """``framework.TensorFlow``."""
+
+
+class Framework(Section):
+    """``framework``: its loader, and the size and number of batches and epochs."""
+
+    name: Literal["PyTorch", "TensorFlow"] = "PyTorch"
+    pytorch: PyTorch = Field(default=PyTorch(), alias="PyTorch")
+    tensorflow: TensorFlow = Field(default=TensorFlow(), alias="TensorFlow")
+    batch_size: PositiveInt = 32
+    max_batch_size: PositiveInt = 10
+    epochs: PositiveInt = 3
+
+
+class Model(Section):
+    """``model``: the network's class and its loss."""
+
+    name: NonEmptyStr = "ConvNet"
+    loss_function: str = "CrossEntropyLoss"
+
+
+class Training(Section):
+    """``training``: the trainer's class."""
+
+    name: NonEmptyStr = "RandomAccessDatasetTrain"
+
+
+class Metrics(Section):
+    """``metrics``: where figures go beside pytest-benchmark's JSON."""
+
+    path: str | None = None
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    storage: Storage = Storage()
+    dataset: Dataset = Dataset()
+    execution: Execution = Execution()
+    framework: Framework = Framework()
+    model: Model = Model()
+    training: Training = Training()
+    device: Literal["cpu", "gpu", "cuda"] = "cpu"
+    metrics: Metrics = Metrics()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, as JSON types, in the file's spelling, secrets masked."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def hash(self) -> str:
+        """A SHA-256 over the resolved configuration (16 hex digits); secrets do not enter into it."""
+        text = json.dumps(self.resolved(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def with_storage(self, **parts: Any) -> Config:
+        """A copy with parts of ``storage`` (such as ``fs`` or ``s3``) replaced."""
+        return self.model_copy(update={"storage": self.storage.model_copy(update=parts)})
+
+    def data_dirs(self) -> list[Path]:
+        """``storage.fs.data_dir`` with ``~`` expanded."""
+        return [Path(folder).expanduser() for folder in self.storage.fs.data_dir]

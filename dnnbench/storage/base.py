@@ -1,0 +1,279 @@
+"""The protocol of a storage, and the meter that says what a storage did in this process.
+
+A backend implements the ``_…`` methods; timing, counting, length checks and concurrency are here,
+once, so that every backend is measured alike.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dnnbench.storage.errors import CorruptError, StorageError
+
+
+class Entry(NamedTuple):
+    """One listed object: ``key`` as `Storage.read` takes it, ``size_bytes``."""
+
+    key: str
+    size_bytes: int
+
+
+@dataclass
+class Tally:
+    """What a storage did: merges by ``+=``, pickles, and holds no arithmetic beyond sums.
+
+    ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
+    bytes of those objects; ``requests`` counts every request on the wire by verb, retries included.
+    """
+
+    latency_ns: array[int] = field(default_factory=lambda: array("q"))
+    read_bytes: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    errors: int = 0
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.latency_ns.extend(other.latency_ns)
+        self.read_bytes += other.read_bytes
+        self.requests.update(other.requests)
+        self.retries += other.retries
+        self.errors += other.errors
+        return self
+
+
+class Meter:
+    """Collects a process's `Tally`; safe for threads. ``reads`` only grows, for a progress display."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self.reads = 0
+
+    def read_done(self, latency_ns: int, size_bytes: int) -> None:
+        with self._lock:
+            self._tally.latency_ns.append(latency_ns)
+            self._tally.read_bytes += size_bytes
+            self.reads += 1
+
+    def request(self, verb: str) -> None:
+        with self._lock:
+            self._tally.requests[verb] += 1
+
+    def retry(self) -> None:
+        with self._lock:
+            self._tally.retries += 1
+
+    def error(self) -> None:
+        with self._lock:
+            self._tally.errors += 1
+
+    def take(self) -> Tally:
+        """What happened since the last `take`."""
+        with self._lock:
+            tally, self._tally = self._tally, Tally()
+        return tally
+
+
+class Storage(ABC):
+    """A place that holds objects. Pickles; builds its client once per process; safe for threads.
+
+    ``name`` is ``fs``, ``aws`` or ``dss``; ``client`` is the client library. Every method raises
+    the errors of `dnnbench.storage.errors` and no others.
+    """
+
+    name: str
+    client: str
+
+    def __init__(self) -> None:
+        self._enter_process(new=True)
+
+    # -- what a storage does ---------------------------------------------------------------------
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yields every object whose key starts with ``prefix``, at any depth, in no fixed order.
+
+        ``prefix`` is literal: end it in "/" to mean a folder. Raises `NotFoundError` where the
+        bucket is missing (fs: where the folder is); a prefix that no key has yields nothing on S3.
+        """
+        self._enter_process()
+        try:
+            yield from self._list(prefix)
+        except StorageError:
+            self.meter.error()
+            raise
+
+    def size(self, key: str) -> int:
+        """The object's size in bytes (one HEAD, or one stat)."""
+        self._enter_process()
+        return self._counting_errors(self._size, key)
+
+    def read(self, key: str, size_bytes: int | None = None) -> bytes:
+        """The whole object, by exactly one GET where nothing fails; its latency is recorded.
+
+        With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
+        """
+        self._enter_process()
+        start_ns = time.perf_counter_ns()
+        data: bytes = self._counting_errors(self._read, key, size_bytes)
+        latency_ns = time.perf_counter_ns() - start_ns
+        if size_bytes is not None and len(data) != size_bytes:
+            self.meter.error()
+            raise CorruptError(
+                self.label, key, f"{len(data)} bytes read, but {size_bytes} when it was listed; list again"
+            )
+        self.meter.read_done(latency_ns, len(data))
+        return data
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes from ``start`` up to but without ``end``; its latency is recorded.
+
+        A range that goes past the object's end yields what is there; an empty range (``start ==
+        end``) yields ``b""`` without a request; ``start`` past the end yields ``b""``.
+        Raises `ValueError` for a negative ``start`` or ``end < start``.
+        """
+        if start < 0 or end < start:
+            raise ValueError(f"a range needs 0 <= start <= end (found {start}, {end})")
+        if start == end:
+            return b""
+        self._enter_process()
+        start_ns = time.perf_counter_ns()
+        data: bytes = self._counting_errors(self._read_range, key, start, end)
+        self.meter.read_done(time.perf_counter_ns() - start_ns, len(data))
+        return data
+
+    def read_many(
+        self, items: Iterable[tuple[str, int | None]], concurrency: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """Reads (key, size or None) items with ``concurrency`` reads in flight; yields (position, content).
+
+        In order of completion. At most ``2 * concurrency`` objects are held at a time. The first
+        error stops the rest and is raised.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1 (found {concurrency})")
+        return _Fetch(self, items, concurrency).results()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Stores an object whole (never half of one), over one of the same key; folders are made as needed."""
+        self._enter_process()
+        self._counting_errors(self._write, key, data)
+
+    def close(self) -> None:
+        """Gives back connections. A closed storage opens again when it is used."""
+
+    # -- what a backend implements ---------------------------------------------------------------
+
+    @abstractmethod
+    def _list(self, prefix: str) -> Iterator[Entry]: ...
+
+    @abstractmethod
+    def _size(self, key: str) -> int: ...
+
+    @abstractmethod
+    def _read(self, key: str, size_bytes: int | None) -> bytes: ...
+
+    @abstractmethod
+    def _read_range(self, key: str, start: int, end: int) -> bytes: ...
+
+    @abstractmethod
+    def _write(self, key: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the record says of this storage: endpoint, bucket, retries, time-outs; no secrets."""
+
+    # -- what is common --------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """How messages name this storage."""
+        return f"{self.name} ({self.client})"
+
+    @property
+    def meter(self) -> Meter:
+        """This process's meter."""
+        self._enter_process()
+        return self._meter
+
+    def join(self, *parts: str) -> str:
+        """Key parts put together by "/", empty parts and doubled slashes left out."""
+        return "/".join(part.strip("/") for part in parts if part.strip("/"))
+
+    def _enter_process(self, new: bool = False) -> None:
+        # A forked child inherits the parent's sockets, locks and counts: none of them is its own.
+        if new or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._meter = Meter()
+            self._lock = threading.Lock()
+            self._clients: dict[str, Any] = {}
+
+    def _counting_errors(self, call: Any, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except StorageError:
+            self.meter.error()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_meter", "_lock", "_pid", "_clients")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enter_process(new=True)
+
+
+class _Fetch:
+    """One `Storage.read_many`: threads pull items from a shared iterator and put contents in a queue."""
+
+    def __init__(self, storage: Storage, items: Iterable[tuple[str, int | None]], concurrency: int) -> None:
+        self._storage = storage
+        self._items = enumerate(items)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._done: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(concurrency)
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
+
+    def results(self) -> Iterator[tuple[int, bytes]]:
+        for thread in self._threads:
+            thread.start()
+        running = len(self._threads)
+        try:
+            while running:
+                result = self._done.get()
+                if result is None:
+                    running -= 1
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    yield result
+        finally:
+            self._stop.set()
+            while any(thread.is_alive() for thread in self._threads):
+                # A thread may be waiting for room in the queue: make room until all have ended.
+                try:
+                    self._done.get(timeout=0.01)
+                except queue.Empty:
+                    continue
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    item = next(self._items, None)
+                if item is None:
+                    break
+                position, (key, size_bytes) = item
+                self._done.put((position, self._storage.read(key, size_bytes)))
+        except BaseException as exc:
+            self._done.put(exc)
+            return
+        self._done.put(None)

@@ -1,0 +1,51 @@
+"""What can go wrong with a storage. Each backend maps its library's errors to these, in one place.
+
+StorageError
+├── NotFoundError          no such object, bucket or folder
+├── DeniedError            the credentials are wrong or do not suffice
+├── TransientError         throttled, timed out or a server's error, after all retries
+│   └── UnreachableError   no connection could be made
+├── CorruptError           the content is not what it must be (length, checksum, no image)
+└── MisconfiguredError     a setting cannot work
+"""
+
+from __future__ import annotations
+
+from dnnbench.errors import DnnbenchError
+
+
+class StorageError(DnnbenchError):
+    """``storage``: its label in messages; ``key``: the object or prefix; ``problem``: what is wrong and what to do."""
+
+    def __init__(self, storage: str, key: str, problem: str) -> None:
+        super().__init__(storage, key, problem)
+        self.storage, self.key, self.problem = storage, key, problem
+
+    def __str__(self) -> str:
+        # Keys are data and may hold line breaks or terminal codes: show those escaped.
+        key = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in self.key)
+        return f"{self.storage}: {key}: {self.problem}"
+
+
+class NotFoundError(StorageError):
+    """No such object, bucket or folder."""
+
+
+class DeniedError(StorageError):
+    """The credentials are wrong or do not suffice."""
+
+
+class TransientError(StorageError):
+    """Throttled, timed out or a server's error, after all retries."""
+
+
+class UnreachableError(TransientError):
+    """No connection could be made."""
+
+
+class CorruptError(StorageError):
+    """The content is not what it must be."""
+
+
+class MisconfiguredError(StorageError):
+    """A setting cannot work."""
