@@ -1,3 +1,11 @@
 """Names the plugins of fixtures/, and nothing else."""
 
-pytest_plugins = ["fixtures.plugin"]
+pytest_plugins = [
+    "fixtures.options",
+    "fixtures.axes",
+    "fixtures.storages",
+    "fixtures.loaders",
+    "fixtures.measure",
+    "fixtures.results",
+    "fixtures.table",
+]

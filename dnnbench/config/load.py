@@ -56,7 +56,7 @@ def load_config(path: Path | None) -> dict[str, Any]:
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: found {_kind(data)}, expected an object with keys such as \"storage\"")
+        raise ConfigError(f'{path}: found {_kind(data)}, expected an object with keys such as "storage"')
     return typing.cast(dict[str, Any], _clean(data, ""))
 
 

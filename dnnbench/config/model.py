@@ -82,7 +82,7 @@ class S3Storage(Section):
     def _some_prefix(cls, value: list[str]) -> list[str]:
         if not value:
             raise ValueError('at least one prefix (use "" for the whole bucket)')
-        if len(set(p.strip("/") for p in value)) != len(value):
+        if len({p.strip("/") for p in value}) != len(value):
             raise ValueError("different prefixes (the same one is there twice)")
         return value
 

@@ -1,6 +1,6 @@
 """Storages: one protocol (`base`), one error tree (`errors`), one file per backend."""
 
-from dnnbench.storage.base import Entry, Meter, Storage, Tally
+from dnnbench.storage.base import Entry, Meter, Storage
 from dnnbench.storage.errors import (
     CorruptError,
     DeniedError,
@@ -20,7 +20,6 @@ __all__ = [
     "NotFoundError",
     "Storage",
     "StorageError",
-    "Tally",
     "TransientError",
     "UnreachableError",
 ]

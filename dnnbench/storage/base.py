@@ -11,13 +11,14 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, StorageError
+
+# What belongs to one process and never travels to another.
+_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down")
 
 
 class Entry(NamedTuple):
@@ -25,29 +26,6 @@ class Entry(NamedTuple):
 
     key: str
     size_bytes: int
-
-
-@dataclass
-class Tally:
-    """What a storage did: merges by ``+=``, pickles, and holds no arithmetic beyond sums.
-
-    ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
-    bytes of those objects; ``requests`` counts every request on the wire by verb, retries included.
-    """
-
-    latency_ns: array[int] = field(default_factory=lambda: array("q"))
-    read_bytes: int = 0
-    requests: Counter[str] = field(default_factory=Counter)
-    retries: int = 0
-    errors: int = 0
-
-    def __iadd__(self, other: Tally) -> Tally:
-        self.latency_ns.extend(other.latency_ns)
-        self.read_bytes += other.read_bytes
-        self.requests.update(other.requests)
-        self.retries += other.retries
-        self.errors += other.errors
-        return self
 
 
 class Meter:
@@ -92,6 +70,7 @@ class Storage(ABC):
 
     name: str
     client: str
+    _pid: int
 
     def __init__(self) -> None:
         self._enter_process(new=True)
@@ -114,7 +93,8 @@ class Storage(ABC):
     def size(self, key: str) -> int:
         """The object's size in bytes (one HEAD, or one stat)."""
         self._enter_process()
-        return self._counting_errors(self._size, key)
+        size_bytes: int = self._counting_errors(self._size, key)
+        return size_bytes
 
     def read(self, key: str, size_bytes: int | None = None) -> bytes:
         """The whole object, by exactly one GET where nothing fails; its latency is recorded.
@@ -150,9 +130,7 @@ class Storage(ABC):
         self.meter.read_done(time.perf_counter_ns() - start_ns, len(data))
         return data
 
-    def read_many(
-        self, items: Iterable[tuple[str, int | None]], concurrency: int
-    ) -> Iterator[tuple[int, bytes]]:
+    def read_many(self, items: Iterable[tuple[str, int | None]], concurrency: int) -> Iterator[tuple[int, bytes]]:
         """Reads (key, size or None) items with ``concurrency`` reads in flight; yields (position, content).
 
         In order of completion. At most ``2 * concurrency`` objects are held at a time. The first
@@ -167,7 +145,7 @@ class Storage(ABC):
         self._enter_process()
         self._counting_errors(self._write, key, data)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (a file system has nothing to give back)
         """Gives back connections. A closed storage opens again when it is used."""
 
     # -- what a backend implements ---------------------------------------------------------------
@@ -215,6 +193,7 @@ class Storage(ABC):
             self._meter = Meter()
             self._lock = threading.Lock()
             self._clients: dict[str, Any] = {}
+            self._down: dict[str, float] = {}
 
     def _counting_errors(self, call: Any, *args: Any) -> Any:
         try:
@@ -224,7 +203,7 @@ class Storage(ABC):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_meter", "_lock", "_pid", "_clients")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

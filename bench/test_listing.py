@@ -1,0 +1,7 @@
+"""How fast the storage lists the data set: sources x categories, in parallel."""
+
+from dnnbench.workloads import Listing
+
+
+def test_listing(measure, storage, catalog, sources, labels, listing_workers):
+    measure(Listing(storage, catalog, sources, labels, listing_workers))

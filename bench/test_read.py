@@ -1,0 +1,12 @@
+"""How fast single objects come: one at a time, then with several reads in flight. Nothing is decoded."""
+
+import pytest
+
+from dnnbench.workloads import Reading
+
+IN_FLIGHT = {"serial": None, "c1": 1, "c8": 8, "c32": 32}
+
+
+@pytest.mark.parametrize("concurrency", IN_FLIGHT)
+def test_read(measure, storage, catalog, concurrency, order_seed):
+    measure(Reading(storage, catalog, IN_FLIGHT[concurrency], order_seed))

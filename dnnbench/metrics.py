@@ -1,0 +1,206 @@
+"""Every figure and every unit: what happened goes in, the record of a benchmark comes out.
+
+No other module does arithmetic on results. The record's keys are documented in the README ("The
+record"); `SCHEMA` grows when a key changes its meaning.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dnnbench.errors import MeasurementError
+
+SCHEMA = 1
+MIB = 1024 * 1024
+NS = 1_000_000_000
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
+
+
+@dataclass
+class Tally:
+    """What a storage did: merges by ``+=``, pickles, and holds nothing but sums and single latencies.
+
+    ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
+    bytes of those objects; ``requests`` counts every request on the wire by verb, retries included.
+    """
+
+    latency_ns: array[int] = field(default_factory=lambda: array("q"))
+    read_bytes: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    errors: int = 0
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.latency_ns.extend(other.latency_ns)
+        self.read_bytes += other.read_bytes
+        self.requests.update(other.requests)
+        self.retries += other.retries
+        self.errors += other.errors
+        return self
+
+
+@dataclass
+class EpochFigures:
+    """One pass of a loader over its samples. Times in nanoseconds; ``loss`` and ``accuracy`` where known."""
+
+    samples: int
+    read_bytes: int
+    wall_ns: int
+    wait_ns: int
+    compute_ns: int
+    first_batch_ns: int
+    loss: float | None = None
+    accuracy: float | None = None
+
+    def record(self, number: int) -> dict[str, Any]:
+        record = {
+            "epoch": number,
+            "samples": self.samples,
+            "bytes": self.read_bytes,
+            "wall_s": self.wall_ns / NS,
+            "samples_per_s": per_second(self.samples, self.wall_ns),
+            "mib_per_s": per_second(self.read_bytes / MIB, self.wall_ns),
+            "first_batch_s": self.first_batch_ns / NS,
+            "waiting_s": self.wait_ns / NS,
+            "computing_s": self.compute_ns / NS,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+        }
+        return {key: value for key, value in record.items() if value is not None}
+
+
+@dataclass
+class Round:
+    """What happened in one timed round. ``objects`` were listed or read; ``epochs`` only for loaders."""
+
+    objects: int
+    tally: Tally
+    listed_bytes: int | None = None
+    epochs: list[EpochFigures] = field(default_factory=list)
+    worker_cpu_ns: int = 0
+    # Known to the one who keeps the clock:
+    wall_ns: int = 0
+    process_cpu_ns: int = 0
+    cache: str = "unknown"
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes read; for a listing the sizes that it told of."""
+        return self.tally.read_bytes if self.listed_bytes is None else self.listed_bytes
+
+
+def per_second(amount: float, wall_ns: int) -> float:
+    """A rate over wall-clock time."""
+    if wall_ns <= 0:
+        raise MeasurementError("a round took no time: there is nothing to divide by")
+    return amount * NS / wall_ns
+
+
+def percentiles_ms(latency_ns: array[int]) -> dict[str, float | int]:
+    """Exact percentiles (nearest rank: each is a value that occurred), maximum and count."""
+    figures: dict[str, float | int] = {"latency_count": len(latency_ns)}
+    if len(latency_ns):
+        import numpy as np
+
+        values = np.asarray(latency_ns, dtype=np.int64)
+        ranks = np.percentile(values, list(PERCENTILES.values()), method="inverted_cdf")
+        for name, value in zip(PERCENTILES, ranks, strict=True):
+            figures[f"latency_{name}_ms"] = float(value) / 1e6
+        figures["latency_max_ms"] = float(values.max()) / 1e6
+    return figures
+
+
+def cache_state(rounds: Sequence[Round]) -> str:
+    """The state that every round had, or ``unknown``."""
+    states = {one.cache for one in rounds}
+    return states.pop() if len(states) == 1 else "unknown"
+
+
+def record(
+    rounds: Sequence[Round], *, cores: int, peak_memory_bytes: int | None, worker_start_s: float | None = None
+) -> dict[str, Any]:
+    """The figures of a benchmark: totals over its rounds, rates as total over total, never a mean of means."""
+    total = Tally()
+    for one in rounds:
+        total += one.tally
+    wall_ns = sum(one.wall_ns for one in rounds)
+    objects = sum(one.objects for one in rounds)
+    content_bytes = sum(one.content_bytes for one in rounds)
+    cpu_ns = sum(one.process_cpu_ns + one.worker_cpu_ns for one in rounds)
+    listing = any(one.listed_bytes is not None for one in rounds)
+    figures: dict[str, Any] = {
+        "schema": SCHEMA,
+        "rounds": len(rounds),
+        "objects": objects,
+        ("listed_bytes" if listing else "bytes"): content_bytes,
+        "wall_s": wall_ns / NS,
+        "objects_per_s": per_second(objects, wall_ns),
+        "requests": dict(sorted(total.requests.items())),
+        "retries": total.retries,
+        "errors": total.errors,
+        "cpu_s_per_object": cpu_ns / NS / objects if objects else None,
+        "cpu_share": cpu_ns / (wall_ns * cores),
+        "cores": cores,
+        "peak_memory_mib": None if peak_memory_bytes is None else peak_memory_bytes / MIB,
+        "cache": cache_state(rounds),
+        "per_round": [_round_record(one, listing) for one in rounds],
+    }
+    if not listing:
+        figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
+        figures.update(percentiles_ms(total.latency_ns))
+    epochs = [epoch for one in rounds for epoch in one.epochs]
+    if epochs:
+        figures.update(_loader_record(epochs))
+        figures["worker_start_s"] = worker_start_s
+    return figures
+
+
+def _round_record(one: Round, listing: bool) -> dict[str, Any]:
+    return {
+        "wall_s": one.wall_ns / NS,
+        "objects": one.objects,
+        ("listed_bytes" if listing else "bytes"): one.content_bytes,
+        "objects_per_s": per_second(one.objects, one.wall_ns),
+        "cache": one.cache,
+    }
+
+
+def _loader_record(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
+    wall_ns = sum(epoch.wall_ns for epoch in epochs)
+    wait_ns = sum(epoch.wait_ns for epoch in epochs)
+    samples = sum(epoch.samples for epoch in epochs)
+    last = epochs[-1]
+    figures = {
+        "samples": samples,
+        "samples_per_s": per_second(samples, wall_ns),
+        "first_batch_s": epochs[0].first_batch_ns / NS,
+        "waiting_s": wait_ns / NS,
+        "computing_s": sum(epoch.compute_ns for epoch in epochs) / NS,
+        "waiting_share": wait_ns / wall_ns,
+        "epochs": [epoch.record(i + 1) for i, epoch in enumerate(epochs)],
+        "loss": last.loss,
+        "accuracy": last.accuracy,
+    }
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def check_pass(what: str, indices: Any, read_bytes: int, reads: int, sizes_bytes: Any, expected: int) -> None:
+    """Holds one pass over a catalog against it: each sample once, as many as expected, and their bytes.
+
+    ``indices`` and ``sizes_bytes`` are int64 arrays. Raises `MeasurementError`.
+    """
+    import numpy as np
+
+    if len(indices) != expected:
+        raise MeasurementError(f"{what}: {len(indices)} samples came through, but {expected} were expected")
+    if len(np.unique(indices)) != len(indices):
+        raise MeasurementError(f"{what}: some samples were read more than once in one pass")
+    if reads != expected:
+        raise MeasurementError(f"{what}: {reads} objects were read at the storage for {expected} samples")
+    expected_bytes = int(sizes_bytes[indices].sum())
+    if read_bytes != expected_bytes:
+        raise MeasurementError(f"{what}: {read_bytes} bytes were read, but the catalog says {expected_bytes}")

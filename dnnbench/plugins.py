@@ -1,0 +1,76 @@
+"""A name in the configuration -> a class: a built-in name, ``package.module:Class``, or ``path/to/file.py:Class``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dnnbench.errors import DnnbenchError
+
+
+class PluginError(DnnbenchError):
+    """A class that the configuration names cannot be used."""
+
+
+def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> Any:
+    """The class that ``name`` means; ``key`` is the configuration's, ``builtins`` maps names to ``module:Class``.
+
+    Raises `PluginError` where nothing of that name is found or it is no subclass of ``base``. What
+    the user's own file raises while it is imported comes through as it is, with its traceback.
+    """
+    target = builtins.get(name, name)
+    module_name, colon, class_name = target.rpartition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, builtins, n=1, cutoff=0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise PluginError(
+            f'{key}: found "{name}", expected one of {", ".join(builtins)}, "package.module:Class" '
+            f'or "path/to/file.py:Class"{hint}'
+        )
+    module = _load_file(key, Path(module_name)) if module_name.endswith(".py") else _import(key, module_name)
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [n for n, value in vars(module).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise PluginError(f'{key}: "{module_name}" has no class "{class_name}"{hint}')
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PluginError(f'{key}: "{name}" must be a subclass of {base.__module__}.{base.__qualname__}')
+    return found
+
+
+def _import(key: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # Only the named module itself; one that it imports in vain is for its author to see.
+        if exc.name and (name == exc.name or name.startswith(exc.name + ".")):
+            raise PluginError(f'{key}: there is no module "{exc.name}" on the path') from exc
+        raise
+
+
+def _load_file(key: str, path: Path) -> Any:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise PluginError(f"{key}: {path}: there is no such file")
+    # One name per file, the same in every process, so that what it defines can be found again there.
+    name = f"dnnbench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{key}: {path}: is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

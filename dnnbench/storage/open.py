@@ -1,0 +1,44 @@
+"""From the configuration to a storage, and to the prefixes of its data set's sources."""
+
+from __future__ import annotations
+
+from dnnbench.config import Config, ConfigError
+from dnnbench.storage.base import Storage
+from dnnbench.storage.dss import DssStorage
+from dnnbench.storage.fs import FsStorage
+from dnnbench.storage.s3 import S3Storage
+
+NAMES = ("fs", "aws", "dss")
+
+
+def clients_of(config: Config, name: str) -> list[str]:
+    """The client libraries that the configuration wants for a storage."""
+    return [FsStorage.client] if name == "fs" else config.storage.s3.client_libs
+
+
+def open_storage(config: Config, name: str, client: str | None = None) -> Storage:
+    """The storage ``name`` (``fs``, ``aws`` or ``dss``). No request is sent yet. Raises `ConfigError`."""
+    s3 = config.storage.s3
+    client = client or clients_of(config, name)[0]
+    if name == "fs":
+        return FsStorage()
+    if name == "aws":
+        if not s3.bucket:
+            raise ConfigError('storage.s3.bucket: is not set, and the storage "aws" needs it')
+        return S3Storage(s3.bucket, s3.aws.credentials, client)
+    if name == "dss":
+        return DssStorage(s3.dss.credentials, s3.bucket, client)
+    raise ConfigError(f'found the storage "{name}", expected one of {", ".join(NAMES)}')
+
+
+def sources_of(config: Config, name: str) -> list[str]:
+    """The prefixes of the data set's sources, each empty or ending in "/". Raises `ConfigError`."""
+    if name != "fs":
+        return [f"{prefix.strip('/')}/" if prefix.strip("/") else "" for prefix in config.storage.s3.prefix]
+    folders = config.data_dirs()
+    if not folders:
+        raise ConfigError('storage.fs.data_dir: is not set, and the storage "fs" needs it')
+    for i, folder in enumerate(folders):
+        if not folder.is_dir():
+            raise ConfigError(f"storage.fs.data_dir[{i}]: {folder}: there is no such folder")
+    return [f"{folder}/" for folder in folders]

@@ -1,0 +1,76 @@
+"""The kernel's page cache of local files: emptied or filled for a round, and verified page by page.
+
+``posix_fadvise`` only asks; ``mincore(2)`` says what is there. What cannot be verified is
+``unknown``: a memory file system, a file of another user, pages that somebody else holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+
+COLD, WARM, UNKNOWN = "cold", "warm", "unknown"
+
+
+def make_cold(paths: Iterable[str]) -> str:
+    """Drops each file from the page cache. ``cold`` where every page of every file is verified gone."""
+    cold = True
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Pages that are not yet on the disk cannot be dropped.
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            resident, _ = resident_pages(handle)
+            cold = cold and resident == 0
+        except OSError:
+            cold = False
+        finally:
+            os.close(handle)
+    return COLD if cold else UNKNOWN
+
+
+def make_warm(paths: Iterable[str]) -> str:
+    """Reads each file. ``warm`` where every page of every file is verified to be in the cache after all reads."""
+    everything = list(paths)
+    for path in everything:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    return WARM if all(_is_resident(path) for path in everything) else UNKNOWN
+
+
+def _is_resident(path: str) -> bool:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        resident, pages = resident_pages(handle)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return resident == pages
+
+
+def resident_pages(handle: int) -> tuple[int, int]:
+    """(pages in the cache, pages of the file) of an open file. Raises `OSError` where the kernel won't say."""
+    size_bytes = os.fstat(handle).st_size
+    if size_bytes == 0:
+        return 0, 0
+    pages = -(-size_bytes // mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # A private writable mapping, because ctypes takes the address of writable buffers only; nothing is written.
+    with mmap.mmap(handle, size_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
+        states = (ctypes.c_ubyte * pages)()
+        first = ctypes.c_char.from_buffer(mapping)
+        try:
+            failed = libc.mincore(
+                ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size_bytes), ctypes.byref(states)
+            )
+        finally:
+            del first
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return sum(state & 1 for state in states), pages

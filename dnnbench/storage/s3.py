@@ -1,0 +1,97 @@
+"""One bucket on one S3 endpoint (AWS or any other), through any of the client libraries."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from dnnbench.config import ConfigError, S3Credentials
+from dnnbench.storage.base import Entry, Storage
+
+# A client library's name -> the file that imports it, and its class there.
+CLIENTS = {"boto3": "dnnbench.storage.s3_boto3:Boto3Client"}
+
+
+class S3Client(Protocol):
+    """What a client library's file provides: requests to one endpoint, counted in the given meter."""
+
+    server: str | None
+
+    def list(self, bucket: str, prefix: str) -> Iterator[Entry]: ...
+    def size(self, bucket: str, key: str) -> int: ...
+    def get(self, bucket: str, key: str, byte_range: str | None = None) -> bytes: ...
+    def put(self, bucket: str, key: str, data: bytes) -> None: ...
+    def close(self) -> None: ...
+    @staticmethod
+    def settings() -> dict[str, Any]: ...
+
+
+def client_class(name: str) -> Any:
+    """The class of a client library; imports the library. Raises `ConfigError` for an unknown name."""
+    check_client(name)
+    module, _, attribute = CLIENTS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check_client(name: str) -> None:
+    """Raises `ConfigError` for the name of no client library, without importing one."""
+    if name not in CLIENTS:
+        near = difflib.get_close_matches(name, CLIENTS, n=1, cutoff=0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise ConfigError(f'storage.s3.client_lib: found "{name}", expected one of {", ".join(CLIENTS)}{hint}')
+
+
+class S3Storage(Storage):
+    """A bucket; a key is an object's key in it."""
+
+    name = "aws"
+
+    def __init__(self, bucket: str, credentials: S3Credentials, client: str = "boto3") -> None:
+        check_client(client)
+        super().__init__()
+        self.client, self.bucket, self.credentials = client, bucket, credentials
+
+    def connection(self) -> S3Client:
+        """This process's client, built on first use."""
+        with self._lock:
+            if "s3" not in self._clients:
+                self._clients["s3"] = client_class(self.client)(self.credentials, self._meter, self.label)
+            client: S3Client = self._clients["s3"]
+            return client
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        return self.connection().list(self.bucket, prefix)
+
+    def _size(self, key: str) -> int:
+        return self.connection().size(self.bucket, key)
+
+    def _read(self, key: str, size_bytes: int | None) -> bytes:
+        return self.connection().get(self.bucket, key)
+
+    def _read_range(self, key: str, start: int, end: int) -> bytes:
+        return self.connection().get(self.bucket, key, http_range(start, end))
+
+    def _write(self, key: str, data: bytes) -> None:
+        self.connection().put(self.bucket, key, data)
+
+    def settings(self) -> dict[str, Any]:
+        client = self.connection()
+        return {
+            "endpoint": self.credentials.endpoint or "AWS",
+            "bucket": self.bucket,
+            "server": client.server,
+            **client.settings(),
+        }
+
+    def close(self) -> None:
+        self._enter_process()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def http_range(start: int, end: int) -> str:
+    """An HTTP Range value for the bytes from ``start`` up to but without ``end``."""
+    return f"bytes={start}-{end - 1}"

@@ -1,0 +1,203 @@
+"""The boto3 client: one S3 endpoint, any bucket. The only file that imports boto3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import botocore
+from botocore import UNSIGNED
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+)
+
+from dnnbench.config import S3Credentials
+from dnnbench.storage.base import Entry, Meter
+from dnnbench.storage.errors import (
+    CorruptError,
+    DeniedError,
+    MisconfiguredError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+    UnreachableError,
+)
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+MAX_ATTEMPTS = 3
+MAX_CONNECTIONS = 64
+
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_DENIED = {
+    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
+}  # fmt: skip
+_TRANSIENT = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "429",
+}
+
+
+class Boto3Client:
+    """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
+
+    def __init__(self, credentials: S3Credentials, meter: Meter, label: str, attempts: int = MAX_ATTEMPTS) -> None:
+        self._label, self._meter = label, meter
+        self.endpoint = credentials.endpoint
+        self.server: str | None = None
+        with self._errors(self.endpoint or "AWS"):
+            session = boto3.session.Session(profile_name=credentials.profile)
+            signed = credentials.access_key is not None or session.get_credentials() is not None
+            if not signed and credentials.endpoint is None:
+                raise NoCredentialsError()
+            self._client = session.client(
+                "s3",
+                endpoint_url=credentials.endpoint,
+                region_name=credentials.region_name or session.region_name or "us-east-1",
+                aws_access_key_id=_reveal(credentials.access_key),
+                aws_secret_access_key=_reveal(credentials.secret_key),
+                aws_session_token=_reveal(credentials.session_token),
+                config=_boto_config(credentials.endpoint is not None, signed, attempts),
+            )
+        events = self._client.meta.events
+        events.register("before-send.s3", self._count)
+        events.register("after-call.s3", self._note_response)
+
+    def list(self, bucket: str, prefix: str) -> Iterator[Entry]:
+        """Every object of the bucket below the prefix, page by page."""
+        with self._errors(f"s3://{bucket}/{prefix}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield Entry(item["Key"], item["Size"])
+
+    def size(self, bucket: str, key: str) -> int:
+        with self._errors(f"s3://{bucket}/{key}"):
+            return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+
+    def get(self, bucket: str, key: str, byte_range: str | None = None) -> bytes:
+        """The object, or the part that ``byte_range`` (an HTTP Range value) names; b"" where that is past the end."""
+        wanted = {"Range": byte_range} if byte_range else {}
+        with self._errors(f"s3://{bucket}/{key}"):
+            try:
+                response = self._client.get_object(Bucket=bucket, Key=key, **wanted)
+            except ClientError as exc:
+                if byte_range and exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+                    return b""
+                raise
+            with response["Body"] as body:
+                return bytes(body.read())
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        with self._errors(f"s3://{bucket}/{key}"):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def create_bucket(self, bucket: str) -> None:
+        with self._errors(f"s3://{bucket}"):
+            self._client.create_bucket(Bucket=bucket)
+
+    def delete(self, bucket: str, key: str) -> None:
+        with self._errors(f"s3://{bucket}/{key}"):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @staticmethod
+    def settings() -> dict[str, Any]:
+        """Library versions and the settings that govern speed and patience."""
+        return {
+            "boto3": boto3.__version__,
+            "botocore": botocore.__version__,
+            "connect_timeout_s": CONNECT_TIMEOUT_S,
+            "read_timeout_s": READ_TIMEOUT_S,
+            "max_attempts": MAX_ATTEMPTS,
+            "max_connections": MAX_CONNECTIONS,
+        }
+
+    def _count(self, request: Any, **_: Any) -> None:
+        # Sent for every attempt, so retries are counted as what they are: requests.
+        verb = request.method
+        if verb == "GET" and "list-type=2" in request.url:
+            verb = "LIST"
+        self._meter.request(verb)
+
+    def _note_response(self, parsed: dict[str, Any], **_: Any) -> None:
+        metadata = parsed.get("ResponseMetadata", {})
+        for _retry in range(metadata.get("RetryAttempts", 0)):
+            self._meter.retry()
+        self.server = metadata.get("HTTPHeaders", {}).get("server", self.server)
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except ClientError as exc:
+            raise self._from_response(key, exc) from exc
+        except (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError, SSLError) as exc:
+            problem = f"no connection to {self.endpoint or 'AWS'} ({type(exc).__name__}); is the endpoint right and up?"
+            raise UnreachableError(self._label, key, problem) from exc
+        except (IncompleteReadError, ResponseStreamingError) as exc:
+            raise CorruptError(self._label, key, f"the answer broke off ({exc})") from exc
+        except (ReadTimeoutError, HTTPClientError) as exc:
+            raise TransientError(self._label, key, f"{type(exc).__name__}: {exc}") from exc
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as exc:
+            problem = f"no credentials ({exc}); set storage.s3…credentials or the AWS environment"
+            raise DeniedError(self._label, key, problem) from exc
+        except (BotoCoreError, ValueError) as exc:
+            raise MisconfiguredError(self._label, key, f"{exc}") from exc
+
+    def _from_response(self, key: str, exc: ClientError) -> StorageError:
+        code = exc.response.get("Error", {}).get("Code", "")
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchBucket":
+            return NotFoundError(self._label, key, "there is no such bucket; check storage.s3.bucket and the endpoint")
+        if code in _NOT_FOUND or status == 404:
+            return NotFoundError(self._label, key, "there is no such object; was it deleted after it was listed?")
+        if code in _DENIED or status in (401, 403):
+            return DeniedError(self._label, key, f"access denied ({code}); check the credentials and their rights")
+        if code in _TRANSIENT or status >= 500 or status == 429:
+            return TransientError(self._label, key, f"the server answered {status} {code} to every attempt")
+        return MisconfiguredError(self._label, key, f"the server answered {status} {code}")
+
+
+def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
+    return BotoConfig(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=MAX_CONNECTIONS,
+        user_agent_extra="dnnbench",
+        # Servers that are not AWS seldom have a name per bucket.
+        s3={"addressing_style": "path" if own_endpoint else "auto"},
+        # Other servers do not all know the newer checksums; where one is sent it is still verified.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        signature_version=None if signed else UNSIGNED,
+    )
+
+
+def _reveal(secret: Any) -> str | None:
+    return None if secret is None else str(secret.get_secret_value())

@@ -1,0 +1,231 @@
+"""What the benchmarks time: each workload prepares outside of the clock, runs inside it, and accounts after it.
+
+No framework is imported here: loaders and trainers are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dnnbench.catalog import Catalog, list_catalog
+from dnnbench.errors import MeasurementError
+from dnnbench.metrics import EpochFigures, Round, Tally, check_pass
+from dnnbench.storage.base import Storage
+
+
+class Workload(Protocol):
+    """One benchmark's work. ``what`` names it; ``total`` is the number of objects or samples of a round."""
+
+    what: str
+    storage: Storage
+    catalog: Catalog
+    total: int
+    worker_start_s: float | None
+    rounds: int | None
+    reads_content: bool
+
+    def prepare(self, number: int) -> None:
+        """Makes round ``number`` (from 0) ready, outside of the clock."""
+
+    def run(self) -> None:
+        """The timed part, and nothing else."""
+
+    def account(self) -> Round:
+        """What happened in the round, held against the catalog. Raises `MeasurementError`."""
+
+    def done(self) -> int:
+        """Objects or samples done so far in this round, for a live display."""
+
+
+class Listing:
+    """Lists every source and category in parallel and builds the catalog."""
+
+    rounds = None
+    worker_start_s = None
+    reads_content = False
+
+    def __init__(
+        self, storage: Storage, catalog: Catalog, sources: Sequence[str], labels: Sequence[str], workers: int
+    ) -> None:
+        self.what = "list"
+        self.storage, self.catalog = storage, catalog
+        self.total = len(catalog)
+        self._sources, self._labels, self._workers = sources, labels, workers
+        self._listed: Catalog | None = None
+
+    def prepare(self, number: int) -> None:
+        self._listed = None
+        self.storage.meter.take()
+
+    def run(self) -> None:
+        self._listed = list_catalog(self.storage, self._sources, self._labels, self._workers)
+
+    def account(self) -> Round:
+        tally = self.storage.meter.take()
+        listed = self._listed
+        if listed is None or listed.hash() != self.catalog.hash():
+            raise MeasurementError(
+                f"{self.storage.label}: the data set changed between two listings; measure one that nobody writes to"
+            )
+        return Round(len(listed), tally, listed_bytes=listed.total_bytes)
+
+    def done(self) -> int:
+        return 0
+
+
+class Reading:
+    """Reads each object once, in a fresh random order, without decoding.
+
+    ``concurrency`` None reads one at a time in the calling thread; a number keeps that many reads
+    in flight through `Storage.read_many`.
+    """
+
+    rounds = None
+    worker_start_s = None
+    reads_content = True
+
+    def __init__(self, storage: Storage, catalog: Catalog, concurrency: int | None, seed: int) -> None:
+        self.what = "read" if concurrency is None else f"read c{concurrency}"
+        self.storage, self.catalog = storage, catalog
+        self.total = len(catalog)
+        self._concurrency, self._seed = concurrency, seed
+        self._items: list[tuple[str, int | None]] = []
+        self._order = np.empty(0, dtype=np.int64)
+        self._positions: list[int] = []
+        self._reads_before = 0
+
+    def prepare(self, number: int) -> None:
+        self._order = np.random.default_rng([self._seed, number]).permutation(len(self.catalog))
+        self._items = list(self.catalog.items(self._order))
+        self._positions = []
+        if number == 0:
+            # Connecting and signing in happen once in a training's life, so they are not read time.
+            key, size_bytes = self._items[0]
+            self.storage.read(key, size_bytes)
+        self.storage.meter.take()
+        self._reads_before = self.storage.meter.reads
+
+    def run(self) -> None:
+        positions = self._positions
+        if self._concurrency is None:
+            read = self.storage.read
+            for position, (key, size_bytes) in enumerate(self._items):
+                read(key, size_bytes)
+                positions.append(position)
+        else:
+            for position, _ in self.storage.read_many(self._items, self._concurrency):
+                positions.append(position)
+
+    def account(self) -> Round:
+        tally = self.storage.meter.take()
+        indices = self._order[np.asarray(self._positions, dtype=np.int64)]
+        check_pass(
+            f"{self.storage.label}: {self.what}",
+            indices,
+            tally.read_bytes,
+            len(tally.latency_ns),
+            self.catalog.sizes_bytes,
+            len(self.catalog),
+        )
+        return Round(len(indices), tally)
+
+    def done(self) -> int:
+        return self.storage.meter.reads - self._reads_before
+
+
+class Loader(Protocol):
+    """What a metered loader of any framework offers to the workloads here."""
+
+    samples_done: int
+    expected_samples: int
+
+    def __iter__(self) -> Any: ...
+    def take_epochs(self) -> list[Any]: ...
+    def start_workers(self) -> float: ...
+
+
+class Loading:
+    """One epoch of a loader per round, batches dropped as they come."""
+
+    rounds: int | None = None
+    reads_content = True
+
+    def __init__(self, storage: Storage, catalog: Catalog, loader: Loader, what: str) -> None:
+        self.what = what
+        self.storage, self.catalog, self.loader = storage, catalog, loader
+        self.total = loader.expected_samples
+        self.worker_start_s: float | None = None
+        self._done_before = 0
+
+    def prepare(self, number: int) -> None:
+        if number == 0:
+            self.worker_start_s = self.loader.start_workers()
+        self.loader.take_epochs()
+        self.storage.meter.take()
+        self._done_before = self.loader.samples_done
+
+    def run(self) -> None:
+        for _ in self.loader:
+            pass
+
+    def account(self) -> Round:
+        return self._round(self.loader.take_epochs())
+
+    def _round(self, epochs: Sequence[Any], history: Sequence[dict[str, Any]] = ()) -> Round:
+        """The epochs of one round, each held against the catalog."""
+        total, figures = Tally(), []
+        for number, epoch in enumerate(epochs):
+            check_pass(
+                f"{self.storage.label}: {self.what}",
+                epoch.indices,
+                epoch.tally.read_bytes,
+                len(epoch.tally.latency_ns),
+                self.catalog.sizes_bytes,
+                self.loader.expected_samples,
+            )
+            learned = history[number] if number < len(history) else {}
+            figures.append(
+                EpochFigures(
+                    samples=epoch.samples,
+                    read_bytes=epoch.tally.read_bytes,
+                    wall_ns=epoch.wall_ns,
+                    wait_ns=epoch.wait_ns,
+                    compute_ns=epoch.compute_ns,
+                    first_batch_ns=epoch.first_batch_ns,
+                    loss=learned.get("loss"),
+                    accuracy=learned.get("accuracy"),
+                )
+            )
+            total += epoch.tally
+        return Round(
+            objects=sum(figure.samples for figure in figures),
+            tally=total,
+            epochs=figures,
+            worker_cpu_ns=sum(epoch.worker_cpu_ns for epoch in epochs),
+        )
+
+    def done(self) -> int:
+        return self.loader.samples_done - self._done_before
+
+
+class Training(Loading):
+    """A trainer's own loop over a metered loader: all of its epochs in one round."""
+
+    rounds = 1
+
+    def __init__(self, storage: Storage, catalog: Catalog, loader: Loader, trainer: Any, what: str) -> None:
+        super().__init__(storage, catalog, loader, what)
+        self.trainer = trainer
+        self.total = loader.expected_samples * trainer.epochs
+
+    def run(self) -> None:
+        self.trainer.train()
+
+    def account(self) -> Round:
+        epochs = self.loader.take_epochs()
+        if not epochs:
+            raise MeasurementError(f"{self.storage.label}: {self.what}: the trainer read nothing from its loader")
+        return self._round(epochs, getattr(self.trainer, "history", ()))
