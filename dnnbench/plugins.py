@@ -14,6 +14,10 @@ from typing import Any
 from dnnbench.errors import DnnbenchError
 
 
+# What the modules of users' files are called: this, the file's name and a hash of its path.
+USER_MODULE = "dnnbench_user_"
+
+
 class PluginError(DnnbenchError):
     """A class that the configuration names cannot be used."""
 
@@ -33,7 +37,7 @@ def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> 
             f'{key}: found "{name}", expected one of {", ".join(builtins)}, "package.module:Class" '
             f'or "path/to/file.py:Class"{hint}'
         )
-    module = _load_file(key, Path(module_name)) if module_name.endswith(".py") else _import(key, module_name)
+    module = load_file(key, Path(module_name)) if module_name.endswith(".py") else _import(key, module_name)
     found = getattr(module, class_name, None)
     if found is None:
         classes = [n for n, value in vars(module).items() if isinstance(value, type)]
@@ -55,12 +59,13 @@ def _import(key: str, name: str) -> Any:
         raise
 
 
-def _load_file(key: str, path: Path) -> Any:
+def load_file(key: str, path: Path) -> Any:
+    """The module in a user's file, imported once per process under a name that is the same in all of them."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise PluginError(f"{key}: {path}: there is no such file")
     # One name per file, the same in every process, so that what it defines can be found again there.
-    name = f"dnnbench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -1,0 +1,118 @@
+"""``python -m dnnbench``: makes a data set, or copies one. Measuring is ``pytest bench/``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dnnbench.config import Config, expand_settings, load_config
+from dnnbench.errors import DnnbenchError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except DnnbenchError as exc:
+        print(f"dnnbench: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("dnnbench: interrupted; what was written is whole, run again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dnnbench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    places = "a folder, s3://BUCKET/PREFIX, dss or dss:PREFIX"
+
+    generate = commands.add_parser("generate", help="make a synthetic data set")
+    generate.set_defaults(command=_generate)
+    generate.add_argument("destination", metavar="DEST", help=places)
+    generate.add_argument("--sources", type=int, default=2, help="sources, each with all categories (default 2)")
+    generate.add_argument("--images-per-category", type=int, default=40, help="per source (default 40)")
+    generate.add_argument("--median-bytes", type=int, default=110_000, help="median size of an image (default 110000)")
+    generate.add_argument("--spread", type=float, default=0.35, help="sigma of the log-normal sizes (default 0.35)")
+    generate.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
+
+    copy = commands.add_parser("copy", help="copy a data set from any place to any other")
+    copy.set_defaults(command=_copy)
+    copy.add_argument("source", metavar="SOURCE", help=places)
+    copy.add_argument("destination", metavar="DEST", help=places)
+
+    for command in (generate, copy):
+        command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
+        command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of it")
+        command.add_argument("--concurrency", type=_positive, default=16, help="objects in flight (default 16)")
+        command.add_argument("--overwrite", action="store_true", help="replace objects that exist")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (found {value})")
+    return value
+
+
+def _configuration(options: argparse.Namespace) -> Config:
+    path = options.config
+    return expand_settings(load_config(Path(path) if path else None), options.set, path or "")[0].config
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from dnnbench.synth import SynthSpec, image, keys
+    from dnnbench.transfer import Item
+
+    config = _configuration(options)
+    spec = SynthSpec(
+        labels=tuple(config.dataset.label),
+        sources=options.sources,
+        images_per_category=options.images_per_category,
+        median_bytes=options.median_bytes,
+        spread=options.spread,
+        seed=options.seed,
+    )
+
+    def maker(source: int, category: int, number: int) -> Callable[[], bytes]:
+        return lambda: image(spec, source, category, number)
+
+    items: list[Item] = [(key, None, maker(*place)) for key, place in keys(spec)]
+    _transfer(options, config, items)
+
+
+def _copy(options: argparse.Namespace) -> None:
+    from dnnbench.transfer import items_of, parse_place
+
+    config = _configuration(options)
+    _transfer(options, config, items_of(*parse_place(options.source, config)))
+
+
+def _transfer(options: argparse.Namespace, config: Config, items: list) -> None:  # type: ignore[type-arg]
+    from dnnbench.transfer import parse_place, transfer
+
+    destination, prefix = parse_place(options.destination, config)
+    start_s = time.perf_counter()
+    done = transfer(
+        items,
+        destination,
+        prefix,
+        total=len(items),
+        overwrite=options.overwrite,
+        concurrency=options.concurrency,
+    )
+    rate = done.bytes / 1e6 / (time.perf_counter() - start_s)
+    skipped = f", {done.skipped:,} skipped (there already)" if done.skipped else ""
+    print(f"{options.destination}: {done.objects:,} objects, {done.bytes:,} bytes, {rate:.1f} MB/s{skipped}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Networks of PyTorch: the base class that a user subclasses, and a small convolutional default."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dnnbench.config import ConfigError
+
+# Names are compared in lower case without signs; the seed document's own spelling is one of them.
+LOSSES = {
+    "crossentropyloss": nn.CrossEntropyLoss,
+    "crossentropy": nn.CrossEntropyLoss,
+    "corssentrophy": nn.CrossEntropyLoss,
+    "nllloss": nn.NLLLoss,
+    "multimarginloss": nn.MultiMarginLoss,
+}
+
+
+class NeuralNetwork(nn.Module):
+    """A network that knows its loss. ``loss_function_name`` is ``model.loss_function`` of the configuration."""
+
+    loss_function_name: str = ""
+
+    def loss_function(self) -> nn.Module:
+        """The criterion: called with (outputs [batch, classes], labels [batch]). Raises `ConfigError`."""
+        wanted = self.loss_function_name.strip()
+        # "<Specify …>" is what the documentation's example has in that place: nothing was chosen.
+        if not wanted or wanted.startswith("<"):
+            return nn.CrossEntropyLoss()
+        name = "".join(char for char in wanted.lower() if char.isalnum())
+        if name not in LOSSES:
+            known = [loss.__name__ for loss in dict.fromkeys(LOSSES.values())]
+            near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
+            hint = f'; did you mean "{LOSSES[near[0]].__name__}"?' if near else ""
+            raise ConfigError(f'model.loss_function: found "{wanted}", expected one of {", ".join(known)}{hint}')
+        return LOSSES[name]()
+
+
+class ConvNet(NeuralNetwork):
+    """Three convolutions and a linear layer, for images of any height and width.
+
+    Takes uint8 or float [batch, height, width] of 0 to 255; gives scores [batch, classes].
+    """
+
+    def __init__(self, image_diments: Sequence[int] = (32, 32), classes: int = 10) -> None:
+        super().__init__()
+        self.image_input_height, self.image_input_width = int(image_diments[0]), int(image_diments[1])
+        self.classes = classes
+        self.network()
+
+    def network(self) -> None:
+        """Makes the layers."""
+        # Pooled to 4 x 4 whatever the input, so that the last layer fits every image_dimension.
+        self.features = nn.Sequential(_Block(1, 16), _Block(16, 32), _Block(32, 64), nn.AdaptiveAvgPool2d(4))
+        self.classify = nn.Linear(64 * 4 * 4, self.classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scaled = images.unsqueeze(1).float() / 127.5 - 1
+        scores: torch.Tensor = self.classify(torch.flatten(self.features(scaled), 1))
+        return scores
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.convolve = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.normalise = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Ceiling, so that a side of one pixel stays one pixel.
+        return functional.max_pool2d(functional.relu(self.normalise(self.convolve(x))), 2, ceil_mode=True)

@@ -1,0 +1,84 @@
+"""Trainers of PyTorch: the base class that a user subclasses, and the default."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from dnnbench.config import Config, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``cpu``, or the first CUDA GPU for ``gpu`` or ``cuda``. Raises `ConfigError` where there is none."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f'device: found "{name}", but torch {torch.__version__} sees no CUDA GPU; set it to "cpu"')
+    return torch.device("cuda:0")
+
+
+class DNNTrain(ABC):
+    """Trains ``self.model`` on ``self.device`` for ``self.epochs``; subclasses write `train`.
+
+    ``config`` is the configuration as a dictionary. ``history`` takes one dictionary per epoch;
+    its ``loss`` and ``accuracy`` (0 to 1) go into the record.
+    """
+
+    def __init__(self, config: dict[str, Any] = {}, model: Any = None, device: Any = None) -> None:  # noqa: B006 (the seed's signature; never changed)
+        framework = Config().resolved()["framework"] | dict(config.get("framework", {}))
+        self.config = config
+        self.epochs: int = framework["epochs"]
+        self.batch_size: int = framework["batch_size"]
+        self.max_batch_size: int = framework["max_batch_size"]
+        self.device = device or torch.device("cpu")
+        self.model: nn.Module = model.to(self.device)
+        self.history: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def train(self) -> None:
+        """Runs all epochs."""
+
+
+class RandomAccessDatasetTrain(DNNTrain):
+    """The default: Adam over the batches of ``dataloader``, epoch by epoch."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.train_dataloader = kwargs["dataloader"]
+        super().__init__(config=kwargs["config"], model=kwargs["model"], device=kwargs["device"])
+
+    def train(self) -> None:
+        criterion = self.model.loss_function()
+        # Adam, since it learns within few epochs for any data set, and the epochs here are few.
+        optimizer = optim.Adam(self.model.parameters(), lr=1e-3)
+        self.model.train()
+        for epoch in range(self.epochs):
+            # Sums stay on the device: reading them in each batch would make a GPU wait for the CPU.
+            loss_sum = torch.zeros((), device=self.device)
+            right = torch.zeros((), dtype=torch.int64, device=self.device)
+            samples = 0
+            for batch_index, (images, labels) in enumerate(self.train_dataloader):
+                images, labels = images.to(self.device), labels.to(self.device)  # noqa: PLW2901 (the same batch)
+                optimizer.zero_grad()
+                outputs = self.model(images.float())
+                loss = criterion(outputs, labels)
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach() * len(labels)
+                right += (outputs.detach().argmax(1) == labels).sum()
+                samples += len(labels)
+                if batch_index % self.max_batch_size == 0:
+                    logger.info("epoch %d, batch %d: loss %.3f", epoch + 1, batch_index, loss.item())
+            self.history.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": loss_sum.item() / samples,
+                    "accuracy": right.item() / samples,
+                    "samples": samples,
+                }
+            )

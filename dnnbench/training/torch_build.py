@@ -1,0 +1,52 @@
+"""Builds what a benchmark needs of PyTorch from the configuration: loader, network, trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dnnbench.catalog import Catalog
+from dnnbench.config import Config
+from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
+from dnnbench.datasets.torch_loader import MeteredLoader
+from dnnbench.models.torch import NeuralNetwork
+from dnnbench.plugins import load_class
+from dnnbench.storage.base import Storage
+from dnnbench.training.torch import DNNTrain, resolve_device
+
+DATASETS = {"TorchImageClassificationDataset": "dnnbench.datasets.torch:TorchImageClassificationDataset"}
+MODELS = {"ConvNet": "dnnbench.models.torch:ConvNet"}
+TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.torch:RandomAccessDatasetTrain"}
+
+
+def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredLoader:
+    """A metered loader over the catalog; ``access`` is ``random`` (map-style) or ``sequential`` (iterable)."""
+    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
+    dataset = dataset_class(config=config.resolved())
+    dataset.bind(storage, catalog)
+    if access == "sequential":
+        dataset = SequentialDataset(dataset)
+    return MeteredLoader(dataset, config.framework.batch_size, config.framework.pytorch.loader, config.execution.seed)
+
+
+def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrain:
+    """The configured trainer over a loader, with the configured network, both seeded."""
+    torch.manual_seed(config.execution.seed)
+    model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
+    model = _build_model(model_class, config, classes)
+    model.loss_function_name = config.model.loss_function
+    trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
+    trainer: DNNTrain = trainer_class(
+        config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
+    )
+    return trainer
+
+
+def _build_model(model_class: Any, config: Config, classes: int) -> Any:
+    """The network; a user's class takes the dimensions alone, the built-in ones the number of classes too."""
+    import inspect
+
+    parameters = inspect.signature(model_class).parameters
+    extra = {"classes": classes} if "classes" in parameters else {}
+    return model_class(tuple(config.dataset.image_dimension), **extra)

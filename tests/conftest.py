@@ -1,0 +1,45 @@
+"""What several test files share: local servers, and a server that always answers the same."""
+
+import http.server
+import threading
+
+import pytest
+
+from dnnbench.servers import LocalServers
+
+
+@pytest.fixture(scope="session")
+def local_servers():
+    """Local S3 servers, one set per test process."""
+    with LocalServers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def answering_server():
+    """A function (status, body) -> URL of a server that gives this answer to everything."""
+    running = []
+
+    def start(status, body):
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_PUT = do_GET  # noqa: N815 (http.server's name)
+
+            def log_message(self, *_):
+                """Nothing: the test's output is pytest's."""
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()

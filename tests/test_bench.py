@@ -1,0 +1,270 @@
+"""The benchmarks as a user runs them: what the result file holds, and what bad input says."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+LABELS = ["roses", "tulips"]
+# A benchmark run of its own must not know that it was started from inside of one.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_", "DSS_"))}
+
+
+def bench(*arguments, cwd=ROOT, timeout_s=120):
+    """Runs pytest on bench/ and gives back the finished process."""
+    command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini")]
+    paths = [] if any(str(a).startswith(str(ROOT / "bench")) for a in arguments) else [str(ROOT / "bench")]
+    return subprocess.run(
+        [*command, *map(str, arguments), *paths],
+        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=timeout_s,
+    )  # fmt: skip
+
+
+def jpeg(seed, side=24):
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with one small source, and the configuration that names it."""
+    folder = tmp_path / "flowers"
+    for label in LABELS:
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            (folder / label / f"{i}.jpg").write_bytes(jpeg(i))
+    config = {
+        "storage": {"format": "fs", "name": "nfs1", "fs": {"data_dir": [str(folder)]}},
+        "dataset": {"label": LABELS},
+        "framework": {"PyTorch": {"DataLoader": {"num_workers": 0}}, "batch_size": 3, "epochs": 2},
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return folder, path
+
+
+def test_measures_a_folder_and_says_what_it_read(data, tmp_path):
+    folder, config = data
+    out = tmp_path / "out.json"
+    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    total_bytes = sum(file.stat().st_size for file in folder.rglob("*.jpg"))
+    result = json.loads(out.read_text())
+    assert result["dnnbench"]["complete"] is True
+    assert result["dnnbench"]["machine"]["packages"]["torch"]
+    names = [b["name"] for b in result["benchmarks"]]
+    assert "test_loader[fs-posix-torch-random]" in names
+    assert "test_read[fs-posix-c8]" in names
+    for one in result["benchmarks"]:
+        info = one["extra_info"]
+        assert all(value is None or isinstance(value, str) for value in (one["params"] or {}).values())
+        assert info["schema"] == 1
+        assert info["storage_label"] == "nfs1"
+        assert info["catalog"]["bytes"] == total_bytes
+        assert info["wall_s"] == pytest.approx(sum(one["stats"]["data"]), rel=0.05)
+        assert info["objects_per_s"] == pytest.approx(info["objects"] / info["wall_s"])
+        if "listing" in one["name"]:
+            continue
+        assert info["bytes"] == sum(r["bytes"] for r in info["per_round"])
+        assert info["latency_count"] == info["objects"]
+        assert info["requests"] == {"READ": info["objects"]}
+        if "epochs" in info:
+            assert {epoch["bytes"] for epoch in info["epochs"]} == {total_bytes}
+            assert {epoch["samples"] for epoch in info["epochs"]} == {8}
+        else:
+            assert {r["bytes"] for r in info["per_round"]} == {total_bytes}
+    training = next(b["extra_info"] for b in result["benchmarks"] if "training" in b["name"])
+    assert len(training["epochs"]) == 2
+    assert 0 <= training["accuracy"] <= 1
+    assert re.search(r"storage +client +what .*waiting", done.stdout)
+    compare = subprocess.run(
+        [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", str(out), "--columns=mean"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert compare.returncode == 0, compare.stderr
+    assert "test_training" in compare.stdout
+
+
+def test_several_values_of_a_key_are_an_axis_where_they_matter(data):
+    done = bench(
+        "--collect-only", f"--dnn-config={data[1]}", "--dnn-set=framework.PyTorch.DataLoader.num_workers=1,4,10"
+    )
+    ids = re.findall(r"test_\w+\[.*\]", done.stdout)
+    assert [i for i in ids if i.startswith("test_loader[")] == [
+        f"test_loader[fs-posix-torch-{access}-w{w}]" for access in ("random", "sequential") for w in (1, 4, 10)
+    ]
+    assert sum(i.startswith("test_listing") for i in ids) == 1
+    assert sum(i.startswith("test_read") for i in ids) == 4
+
+
+@pytest.mark.parametrize(("expression", "only"), [("dss", "dss"), ("aws and torch", "torch")])
+def test_k_selects_by_the_words_in_the_ids(expression, only):
+    done = bench("--collect-only", "-k", expression)
+    ids = re.findall(r"test_\w+\[(.*)\]", done.stdout)
+    assert ids
+    assert all(only in i for i in ids)
+
+
+def test_under_xdist_each_benchmark_runs_once_as_a_check(data, tmp_path):
+    out = tmp_path / "out.json"
+    done = bench(f"--dnn-config={data[1]}", f"--benchmark-json={out}", "-n1", "-k", "read or listing")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing was measured or written" in done.stdout
+    assert not out.exists()
+
+
+def _fails(done, out, *words):
+    """Not 0, one clear line, no traceback, and no result that looks whole."""
+    text = done.stdout + done.stderr
+    assert done.returncode not in (0, 5), text
+    lines = [line for line in text.splitlines() if all(word in line for word in words)]
+    assert lines, text
+    assert "Traceback" not in text
+    assert not out.exists()
+
+
+BAD_CONFIGS = {
+    "unknown key": ('{"dataset": {"lable": ["a"]}}', "dataset.lable", 'did you mean "label"'),
+    "wrong type": ('{"execution": {"workers": "ten"}}', "execution.workers", '"ten"', "integer"),
+    "malformed": ('{\n  "dataset": {,}\n}', "bad.json:2:15", "not valid JSON"),
+    "missing data_dir": (
+        '{"storage": {"fs": {"data_dir": ["/no/such/folder"]}}}', "storage.fs.data_dir[0]", "/no/such/folder"
+    ),
+    "no data_dir": ('{"storage": {"format": "fs"}}', "storage.fs.data_dir", "not set"),
+    "no bucket": ('{"storage": {"format": "s3", "name": "aws"}}', "storage.s3.bucket", "not set"),
+    "client_lib": ('{"storage": {"s3": {"client_lib": "boto"}}}', "storage.s3.client_lib", 'did you mean "boto3"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_configuration_is_one_line(case, tmp_path):
+    text, *words = BAD_CONFIGS[case]
+    path, out = tmp_path / "bad.json", tmp_path / "out.json"
+    path.write_text(text)
+    _fails(bench(f"--dnn-config={path}", f"--benchmark-json={out}"), out, *words)
+
+
+def test_a_missing_configuration_is_one_line(tmp_path):
+    out = tmp_path / "out.json"
+    _fails(bench("--dnn-config=gone.json", f"--benchmark-json={out}"), out, "gone.json", "no such configuration file")
+
+
+def test_a_json_path_in_no_folder_fails_before_measuring(tmp_path):
+    out = tmp_path / "gone" / "out.json"
+    _fails(bench(f"--benchmark-json={out}", "-k", "listing and fs"), out, str(out.parent), "no folder")
+
+
+def _s3_config(tmp_path, credentials, **s3):
+    aws = {"endpoint": credentials.endpoint, "access_key": "dnnbench", "secret_key": "dnnbench-secret"}
+    account = {"credentials": aws}
+    path = tmp_path / "s3.json"
+    storage = {"format": "s3", "name": "aws", "s3": {"aws": account, "dss": account, **s3}}
+    path.write_text(json.dumps({"storage": storage, "dataset": {"label": LABELS}}))
+    return path
+
+
+def test_a_missing_bucket_is_one_line(local_servers, tmp_path):
+    out = tmp_path / "out.json"
+    config = _s3_config(tmp_path, local_servers.aws()[0], bucket="no-such-bucket")
+    _fails(bench(f"--dnn-config={config}", f"--benchmark-json={out}"), out, "no-such-bucket", "no such bucket")
+
+
+def test_wrong_credentials_are_one_line_without_them(answering_server, tmp_path):
+    out = tmp_path / "out.json"
+    url = answering_server(403, "<Error><Code>InvalidAccessKeyId</Code></Error>")
+    for name in ("aws", "dss"):
+        config = _s3_config(tmp_path, type("At", (), {"endpoint": url}), bucket="bucket")
+        done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", f"--dnn-storage={name}")
+        _fails(done, out, "access denied", "check the credentials")
+        assert "dnnbench-secret" not in done.stdout + done.stderr
+
+
+def test_a_refused_connection_is_one_line(tmp_path):
+    out = tmp_path / "out.json"
+    config = _s3_config(tmp_path, type("At", (), {"endpoint": "http://127.0.0.1:9"}), bucket="bucket")
+    _fails(bench(f"--dnn-config={config}", f"--benchmark-json={out}", timeout_s=60), out, "no connection", ":9")
+
+
+def test_a_malformed_conf_json_is_one_line(local_servers, tmp_path):
+    from dnnbench.storage.s3 import S3Storage
+
+    credentials, _ = local_servers.aws()
+    out = tmp_path / "out.json"
+    S3Storage("dss", credentials).connection().create_bucket("dss")
+    storage = S3Storage("dss", credentials)
+    storage.write("conf.json", b'{"clusters": "many"}')
+    try:
+        config = _s3_config(tmp_path, credentials, bucket="bucket")
+        _fails(
+            bench(f"--dnn-config={config}", "--dnn-storage=dss", f"--benchmark-json={out}"),
+            out, "conf.json", "malformed", "clusters",
+        )  # fmt: skip
+    finally:
+        storage.connection().delete("dss", "conf.json")
+
+
+def test_a_category_without_images_is_one_line(data, tmp_path):
+    folder, config = data
+    out = tmp_path / "out.json"
+    for file in (folder / "tulips").iterdir():
+        file.unlink()
+    _fails(bench(f"--dnn-config={config}", f"--benchmark-json={out}"), out, "flowers/tulips/", "no images")
+
+
+@pytest.mark.parametrize("content", ["truncated", "text"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_fails_the_loader_and_names_the_object(data, tmp_path, content, workers):
+    folder, config = data
+    out = tmp_path / "out.json"
+    bad = folder / "roses" / "2.jpg"
+    bad.write_bytes(jpeg(1, 200)[:2000] if content == "truncated" else b"this is no picture")
+    done = bench(
+        f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "loader or read and serial",
+        f"--dnn-set=framework.PyTorch.DataLoader.num_workers={workers}",
+    )  # fmt: skip
+    _fails(done, out, "CorruptError", "roses/2.jpg")
+    partial = json.loads(Path(f"{out}.partial").read_text())
+    assert partial["dnnbench"]["complete"] is False
+    assert [b["name"] for b in partial["benchmarks"]] == ["test_read[fs-posix-serial]"]
+
+
+def test_an_object_deleted_after_the_listing_fails_and_is_named(data, tmp_path):
+    folder, config = data
+    out = tmp_path / "out.json"
+    plugin = tmp_path / "deleting.py"
+    plugin.write_text(
+        "import pytest, pathlib\n"
+        "@pytest.fixture(autouse=True)\n"
+        "def _delete(catalog):\n"
+        "    pathlib.Path(catalog.key(1)).unlink(missing_ok=True)\n"
+    )
+    ENVIRONMENT_WITH = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "deleting", "bench/test_read.py", f"--dnn-config={config}"]
+    done = subprocess.run(
+        [*command, f"--benchmark-json={out}"],
+        cwd=ROOT,
+        env=ENVIRONMENT_WITH,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _fails(done, out, "NotFoundError", f"{folder}/roses/1.jpg")
+
+
+def test_an_older_result_does_not_survive_a_failing_run(data, tmp_path):
+    folder, config = data
+    out = tmp_path / "out.json"
+    out.write_text('{"benchmarks": []}')
+    (folder / "roses" / "2.jpg").write_bytes(b"no picture")
+    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "loader")
+    _fails(done, out, "roses/2.jpg")

@@ -1,0 +1,278 @@
+"""The protocol of a storage, held against every storage and client. What is special to one has a test of its own."""
+
+import os
+import pickle
+import socket
+import threading
+import uuid
+
+import pytest
+
+from dnnbench.config import S3Credentials
+from dnnbench.storage import CorruptError, DeniedError, NotFoundError, StorageError, UnreachableError
+from dnnbench.storage.dss import DssStorage
+from dnnbench.storage.fs import FsStorage
+from dnnbench.storage.s3 import CLIENTS, S3Storage
+
+KINDS = ["fs-posix", *(f"{name}-{client}" for name in ("aws", "dss") for client in CLIENTS)]
+GETS = {"fs": "READ", "aws": "GET", "dss": "GET"}
+SIZES = {"fs": "STAT", "aws": "HEAD", "dss": "HEAD"}
+
+
+@pytest.fixture(params=KINDS)
+def place(request, local_servers, tmp_path):
+    """(storage, a prefix of its own that ends in "/")."""
+    name, client = request.param.split("-")
+    if name == "fs":
+        storage, prefix = FsStorage(), f"{tmp_path}/"
+    elif name == "aws":
+        credentials, bucket = local_servers.aws()
+        storage, prefix = S3Storage(bucket, credentials, client), f"{uuid.uuid4()}/"
+    else:
+        storage, prefix = DssStorage(local_servers.dss(), client=client), f"{uuid.uuid4()}/"
+    yield storage, prefix
+    storage.close()
+
+
+def _fill(storage, prefix, contents):
+    for key, data in contents.items():
+        storage.write(prefix + key, data)
+    storage.meter.take()
+
+
+CONTENTS = {"a/1.jpg": b"one", "a/2.jpg": b"", "a/deep/3.jpg": b"three" * 1000, "ab/4 ü%&+日.jpg": b"four"}
+
+
+def test_lists_every_object_below_a_prefix_with_its_size(place):
+    storage, prefix = place
+    _fill(storage, prefix, CONTENTS)
+    assert sorted(storage.list(prefix)) == sorted((prefix + key, len(data)) for key, data in CONTENTS.items())
+    assert sorted(e.key for e in storage.list(f"{prefix}a/")) == [
+        prefix + k for k in ("a/1.jpg", "a/2.jpg", "a/deep/3.jpg")
+    ]
+    # A prefix is literal: without the "/" it reaches the neighbour too.
+    assert len(list(storage.list(f"{prefix}a"))) == len(CONTENTS)
+
+
+def test_lists_more_than_one_page(place):
+    storage, prefix = place
+    if storage.name == "dss":
+        pytest.skip("pages are the S3 client's, and the next two thousand writes would show nothing new")
+    keys = {f"many/{i:05d}.jpg" for i in range(1050)}
+    for _ in storage.read_many([], 1):
+        raise AssertionError("nothing was asked for")
+    for key in keys:
+        storage.write(prefix + key, b"")
+    assert {entry.key for entry in storage.list(f"{prefix}many/")} == {prefix + key for key in keys}
+
+
+def test_reads_what_was_written_with_one_request_each(place):
+    storage, prefix = place
+    _fill(storage, prefix, CONTENTS)
+    for key, data in CONTENTS.items():
+        assert storage.read(prefix + key, len(data)) == data
+        assert storage.read(prefix + key) == data
+    tally = storage.meter.take()
+    assert dict(tally.requests) == {GETS[storage.name]: 2 * len(CONTENTS)}
+    assert tally.read_bytes == 2 * sum(map(len, CONTENTS.values()))
+    assert len(tally.latency_ns) == 2 * len(CONTENTS)
+    assert min(tally.latency_ns) > 0
+    assert (tally.retries, tally.errors) == (0, 0)
+
+
+def test_size_is_one_request_and_no_read(place):
+    storage, prefix = place
+    _fill(storage, prefix, CONTENTS)
+    assert storage.size(f"{prefix}a/deep/3.jpg") == 5000
+    tally = storage.meter.take()
+    assert dict(tally.requests) == {SIZES[storage.name]: 1}
+    assert not tally.latency_ns
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0, 3, b"abc"), (2, 5, b"cde"), (4, 100, b"ef"), (3, 3, b""), (6, 9, b""), (100, 101, b""), (0, 6, b"abcdef")],
+)
+def test_a_range_has_an_exclusive_end(place, start, end, expected):
+    storage, prefix = place
+    _fill(storage, prefix, {"r.bin": b"abcdef"})
+    assert storage.read_range(f"{prefix}r.bin", start, end) == expected
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, 3), (3, 2)])
+def test_an_impossible_range_is_refused(place, start, end):
+    with pytest.raises(ValueError, match="0 <= start <= end"):
+        place[0].read_range("x", start, end)
+
+
+def test_a_missing_object_is_named_and_counted(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"there.jpg": b"x"})
+    for call in (storage.read, storage.size):
+        with pytest.raises(NotFoundError) as caught:
+            call(f"{prefix}gone.jpg")
+        assert f"{prefix}gone.jpg" in str(caught.value)
+        assert storage.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    tally = storage.meter.take()
+    assert (tally.errors, len(tally.latency_ns)) == (2, 0)
+
+
+@pytest.mark.parametrize("listed", [2, 4, 0])
+def test_another_length_than_listed_is_corrupt(place, listed):
+    storage, prefix = place
+    _fill(storage, prefix, {"x.jpg": b"abc"})
+    with pytest.raises(CorruptError, match=f"but {listed} when it was listed"):
+        storage.read(f"{prefix}x.jpg", listed)
+    assert not storage.meter.take().latency_ns, "a corrupt read is no figure"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 40])
+def test_read_many_reads_each_once(place, concurrency):
+    storage, prefix = place
+    contents = {f"m/{i}.bin": bytes([i]) * i for i in range(30)}
+    _fill(storage, prefix, contents)
+    items = [(prefix + key, len(data)) for key, data in contents.items()]
+    results = dict(storage.read_many(items, concurrency))
+    assert [results[i] for i in range(30)] == list(contents.values())
+    assert storage.meter.take().requests[GETS[storage.name]] == 30
+
+
+def test_read_many_stops_at_the_first_error_and_leaves_no_thread(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"x": b"1"})
+    before = threading.active_count()
+    items = [(f"{prefix}x", 1), (f"{prefix}gone", None), *[(f"{prefix}x", 1)] * 200]
+    with pytest.raises(NotFoundError):
+        list(storage.read_many(items, 4))
+    assert threading.active_count() <= before
+    assert storage.meter.take().requests[GETS[storage.name]] < 200
+
+
+def test_read_many_may_be_left_early(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"x": b"1"})
+    reading = storage.read_many([(f"{prefix}x", 1)] * 200, 4)
+    assert next(reading)[1] == b"1"
+    reading.close()
+    assert storage.meter.take().requests[GETS[storage.name]] < 200
+
+
+def test_an_object_is_replaced_whole(place):
+    storage, prefix = place
+    storage.write(f"{prefix}w.bin", b"long content")
+    storage.write(f"{prefix}w.bin", b"new")
+    assert storage.read(f"{prefix}w.bin") == b"new"
+    assert [entry.size_bytes for entry in storage.list(prefix)] == [3]
+
+
+def test_a_copy_by_pickle_reads_and_counts_for_itself(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"p.bin": b"abc"})
+    copy = pickle.loads(pickle.dumps(storage))  # noqa: S301 (our own bytes)
+    assert copy.read(f"{prefix}p.bin") == b"abc"
+    assert copy.meter.take().read_bytes == 3
+    assert storage.meter.take().read_bytes == 0
+    copy.close()
+
+
+def test_a_forked_child_has_its_own_client_and_counts(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"f.bin": b"abc"})
+    storage.read(f"{prefix}f.bin")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        good = b"no"
+        try:
+            before = storage.meter.reads
+            if storage.read(f"{prefix}f.bin") == b"abc" and (before, storage.meter.reads) == (0, 1):
+                good = b"ok"
+        finally:
+            os.write(writer, good)
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 2) == b"ok"
+    os.close(reader)
+    os.close(writer)
+    assert storage.meter.take().read_bytes == 3
+
+
+def test_a_closed_storage_opens_again(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"c.bin": b"abc"})
+    storage.close()
+    assert storage.read(f"{prefix}c.bin") == b"abc"
+
+
+def test_settings_name_no_secret(place):
+    storage, _ = place
+    text = repr(storage.settings()) + repr(storage.__dict__)
+    assert "dnnbench-secret" not in text
+
+
+def test_fs_follows_links_and_survives_a_loop(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"1")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert [e.key for e in FsStorage().list(f"{tmp_path}/link/")] == [f"{tmp_path}/link/a.jpg"]
+
+
+def test_fs_names_a_link_that_leads_nowhere(tmp_path):
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone")
+    with pytest.raises(NotFoundError, match=r"dangling\.jpg"):
+        list(FsStorage().list(f"{tmp_path}/"))
+
+
+def test_fs_reads_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / name).write_bytes(b"abc")
+    (entry,) = FsStorage().list(f"{tmp_path}/")
+    assert FsStorage().read(entry.key, entry.size_bytes) == b"abc"
+
+
+def test_fs_a_folder_is_no_object(tmp_path):
+    with pytest.raises(NotFoundError, match="folder"):
+        FsStorage().read(str(tmp_path))
+    with pytest.raises(NotFoundError, match="no such"):
+        list(FsStorage().list(f"{tmp_path}/gone/"))
+
+
+def test_s3_a_missing_bucket_is_named(local_servers):
+    credentials, _ = local_servers.aws()
+    storage = S3Storage("no-such-bucket", credentials)
+    for call in (lambda: list(storage.list("x/")), lambda: storage.read("x")):
+        with pytest.raises(NotFoundError, match="no such bucket"):
+            call()
+
+
+def test_s3_a_refused_connection_is_unreachable():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    credentials = S3Credentials(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b")
+    with pytest.raises(UnreachableError, match="no connection") as caught:
+        S3Storage("bucket", credentials).read("x")
+    assert str(port) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (403, "InvalidAccessKeyId", DeniedError),
+        (403, "SignatureDoesNotMatch", DeniedError),
+        (404, "NoSuchKey", NotFoundError),
+        (503, "SlowDown", StorageError),
+    ],
+)
+def test_s3_answers_become_our_errors(answering_server, status, code, error):
+    url = answering_server(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>")
+    storage = S3Storage("bucket", S3Credentials(endpoint=url, access_key="AKIDEXAMPLE", secret_key="verysecret"))
+    with pytest.raises(error) as caught:
+        storage.read("k")
+    assert "verysecret" not in str(caught.value)
+    tally = storage.meter.take()
+    # Every attempt is a request, and what was tried again is a retry.
+    assert tally.requests["GET"] == tally.retries + 1
+    assert (tally.retries > 0) == (status == 503)
