@@ -32,7 +32,7 @@ def decode(data: bytes, dimension: tuple[int, int], colour: bool = False) -> npt
     Raises `DecodeError` for what is truncated, no image, or larger than Pillow takes for safe.
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     height, width = dimension
     try:
@@ -40,7 +40,7 @@ def decode(data: bytes, dimension: tuple[int, int], colour: bool = False) -> npt
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 pixels = image.convert("RGB" if colour else "L").resize((width, height), Image.Resampling.BILINEAR)
-    except Image.UnidentifiedImageError as exc:
+    except UnidentifiedImageError as exc:
         raise DecodeError(f"is no image (its {len(data)} bytes start with {data[:8]!r})") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise DecodeError(f"is too large an image ({exc})") from exc

@@ -13,7 +13,6 @@ from typing import Any
 
 from dnnbench.errors import DnnbenchError
 
-
 # What the modules of users' files are called: this, the file's name and a hash of its path.
 USER_MODULE = "dnnbench_user_"
 

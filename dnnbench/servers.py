@@ -167,7 +167,7 @@ def _serve(ports: int) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    class Quiet(MotoRequestHandler):  # type: ignore[misc]
+    class Quiet(MotoRequestHandler):
         protocol_version = "HTTP/1.1"  # connections stay open, as on any real server
 
         def log(self, type: str, message: str, *args: Any) -> None:

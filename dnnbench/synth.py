@@ -116,7 +116,8 @@ def _draw(seed: int, category: int, categories: int, height: int, width: int) ->
     hues = [int(_SINES[(category * 1024 // categories + third) % 1024]) * 25 // 1000 for third in (0, 341, 683)]
     noise = np.frombuffer(rng.bytes(height * width), dtype=np.uint8).reshape(height, width) >> 2
     pixels = wave[:, :, None] + np.array(hues, dtype=np.int32) + noise[:, :, None].astype(np.int32) - 32
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    bounded: npt.NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return bounded
 
 
 def _encode(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -5,7 +5,7 @@ No framework is imported here: loaders and trainers are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,6 +141,7 @@ class Loader(Protocol):
 
     samples_done: int
     expected_samples: int
+    before_epoch: Callable[[], None] | None
 
     def __iter__(self) -> Any: ...
     def take_epochs(self) -> list[Any]: ...

@@ -26,6 +26,9 @@ class ListedKey(str):
         listed.size_bytes = size_bytes
         return listed
 
+    def __getnewargs__(self) -> tuple[str, int]:
+        return str(self), self.size_bytes
+
 
 class RandomAccessDataset(Dataset[tuple[Any, int]]):
     """Map-style: ``dataset[i]`` is ``(image, label)`` of the catalog's sample ``i``.

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -64,7 +64,7 @@ class _Envelope:
 
     def pin_memory(self) -> _Envelope:
         # Called by torch for objects that it does not know.
-        self.batch = pin_memory(self.batch)
+        self.batch = pin_memory(self.batch)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -151,10 +151,10 @@ class _BatchOrder(Sampler[list[int]]):
             yield order[start : min(start + self._batch_size, self.used)].tolist()
 
     def __len__(self) -> int:
-        return -(-self.used // self._batch_size)
+        return (self.used + self._batch_size - 1) // self._batch_size
 
 
-def _as_it_is(envelope: _Envelope) -> _Envelope:
+def _as_it_is(envelope: Any) -> Any:
     return envelope
 
 
@@ -173,11 +173,13 @@ class MeteredLoader:
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, section.num_workers
         self.drop_last = section.drop_last
         self.samples_done = 0
+        # Called before each pass and outside of its times; what makes the page cache cold hangs here.
+        self.before_epoch: Callable[[], None] | None = None
         self._passes = 0
         self._epochs: list[Epoch] = []
         self._cpu_ns_by_pid: dict[int, int] = {}
         self._persistent = section.persistent_workers and section.num_workers > 0
-        self._armed = torch.ones(1, dtype=torch.uint8).share_memory_()
+        self._armed = torch.ones(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._order: _BatchOrder | None = None
         source: _Shipped
         if isinstance(dataset, SequentialDataset):
@@ -191,7 +193,7 @@ class MeteredLoader:
             source = _MapBatches(dataset)
             self.expected_samples, self._length = self._order.used, len(self._order)
         self._loader: DataLoader[Any] = DataLoader(
-            source,  # type: ignore[arg-type]
+            source,
             sampler=self._order,
             batch_size=None,
             collate_fn=_as_it_is,
@@ -225,7 +227,10 @@ class MeteredLoader:
         if self._order is not None:
             self._order.epoch = self._passes
         self._passes += 1
-        epoch, indices = Epoch(), []
+        epoch = Epoch()
+        indices: list[int] = []
+        if self.before_epoch is not None:
+            self.before_epoch()
         start_ns = asked_ns = time.perf_counter_ns()
         got_ns = 0
         iterator = iter(self._loader)

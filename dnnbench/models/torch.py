@@ -38,7 +38,8 @@ class NeuralNetwork(nn.Module):
             near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
             hint = f'; did you mean "{LOSSES[near[0]].__name__}"?' if near else ""
             raise ConfigError(f'model.loss_function: found "{wanted}", expected one of {", ".join(known)}{hint}')
-        return LOSSES[name]()
+        criterion: nn.Module = LOSSES[name]()
+        return criterion
 
 
 class ConvNet(NeuralNetwork):

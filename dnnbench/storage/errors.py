@@ -18,8 +18,8 @@ class StorageError(DnnbenchError):
     """``storage``: its label in messages; ``key``: the object or prefix; ``problem``: what is wrong and what to do."""
 
     def __init__(self, storage: str, key: str, problem: str) -> None:
-        super().__init__(storage, key, problem)
-        self.storage, self.key, self.problem = storage, key, problem
+        super().__init__(storage, str(key), problem)
+        self.storage, self.key, self.problem = storage, str(key), problem
 
     def __str__(self) -> str:
         # Keys are data and may hold line breaks or terminal codes: show those escaped.

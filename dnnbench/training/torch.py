@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import optim
 
 from dnnbench.config import Config, ConfigError
 
@@ -37,7 +37,7 @@ class DNNTrain(ABC):
         self.batch_size: int = framework["batch_size"]
         self.max_batch_size: int = framework["max_batch_size"]
         self.device = device or torch.device("cpu")
-        self.model: nn.Module = model.to(self.device)
+        self.model: Any = model.to(self.device)
         self.history: list[dict[str, Any]] = []
 
     @abstractmethod
