@@ -26,7 +26,7 @@ class ListedKey(str):
         listed.size_bytes = size_bytes
         return listed
 
-    def __getnewargs__(self) -> tuple[str, int]:
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
         return str(self), self.size_bytes
 
 

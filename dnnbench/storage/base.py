@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from dnnbench.metrics import Tally
@@ -70,6 +70,8 @@ class Storage(ABC):
 
     name: str
     client: str
+    # The clock of latencies; a fake storage brings its own.
+    clock_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
     _pid: int
 
     def __init__(self) -> None:
@@ -102,9 +104,9 @@ class Storage(ABC):
         With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
         """
         self._enter_process()
-        start_ns = time.perf_counter_ns()
+        start_ns = self.clock_ns()
         data: bytes = self._counting_errors(self._read, key, size_bytes)
-        latency_ns = time.perf_counter_ns() - start_ns
+        latency_ns = self.clock_ns() - start_ns
         if size_bytes is not None and len(data) != size_bytes:
             self.meter.error()
             raise CorruptError(
@@ -125,9 +127,9 @@ class Storage(ABC):
         if start == end:
             return b""
         self._enter_process()
-        start_ns = time.perf_counter_ns()
+        start_ns = self.clock_ns()
         data: bytes = self._counting_errors(self._read_range, key, start, end)
-        self.meter.read_done(time.perf_counter_ns() - start_ns, len(data))
+        self.meter.read_done(self.clock_ns() - start_ns, len(data))
         return data
 
     def read_many(self, items: Iterable[tuple[str, int | None]], concurrency: int) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,175 @@
+"""What a sample is, what a user's class may override, and how a sequential pass is shared out."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from fakes import MemoryStorage, bound, image_bytes, make_catalog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnnbench.config import Config
+from dnnbench.datasets.torch import ListedKey, RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
+from dnnbench.storage.errors import CorruptError, NotFoundError
+
+
+def test_a_sample_is_a_grey_image_and_its_label():
+    image, label = bound(TorchImageClassificationDataset(), 4)[3]
+    assert (image.shape, image.dtype, int(image[0, 0])) == ((32, 32), torch.uint8, 3)
+    assert label == 1
+    assert type(label) is int
+
+
+def test_its_length_is_the_catalogs():
+    assert len(bound(RandomAccessDataset(), 7)) == 7
+
+
+@pytest.mark.parametrize("config", [{}, {"dataset": {}}, {"framework": {"epochs": 1}}])
+def test_every_key_of_the_configuration_has_a_default(config):
+    dataset = RandomAccessDataset(config=config)
+    assert dataset.image_dimension == (32, 32)
+    assert dataset.label == dataset.labels == Config().dataset.label
+    assert dataset.config is config
+
+
+def test_the_configuration_gives_the_dimension_and_the_labels():
+    dataset = RandomAccessDataset(config={"dataset": {"image_dimension": [8, 12], "label": ["a"]}})
+    assert (dataset.image_height, dataset.image_width, dataset.labels) == (8, 12, ["a"])
+    assert bound(dataset, 1)[0][0].shape == (8, 12)
+
+
+def test_the_default_argument_is_never_written_to():
+    one = RandomAccessDataset()
+    before = copy.deepcopy(one.config)
+    one.labels.append("x")
+    assert RandomAccessDataset().config == before
+    assert "x" not in RandomAccessDataset().labels
+
+
+def test_a_transform_gets_the_image_alone():
+    dataset = bound(RandomAccessDataset(transform=lambda image: image.float() / 255), 2)
+    image, label = dataset[1]
+    assert image.dtype == torch.float32
+    assert label == 1
+
+
+@pytest.mark.parametrize(("name", "method"), [("fs", "file"), ("aws", "object"), ("dss", "object")])
+def test_the_storage_chooses_the_method_that_reads(name, method):
+    class Told(RandomAccessDataset):
+        def read_file_system_data(self, image):
+            return "file"
+
+        def read_s3_object(self, image):
+            return "object"
+
+    assert bound(Told(), 1, name=name)[0][0] == method
+
+
+@pytest.mark.parametrize("name", ["fs", "aws"])
+def test_one_sample_is_one_request_and_one_latency(name):
+    dataset = bound(TorchImageClassificationDataset(), 3, name=name)
+    dataset[2]
+    tally = dataset.storage.meter.take()
+    assert tally.requests == {"GET": 1}
+    assert len(tally.latency_ns) == 1
+    assert tally.read_bytes == dataset.catalog.size_bytes(2)
+
+
+def test_the_key_that_a_user_gets_is_a_string():
+    class Reads(RandomAccessDataset):
+        def read_s3_object(self, image):
+            assert isinstance(image, str)
+            return self.storage.read(image)
+
+    assert bound(Reads(), 2, name="aws")[1][0].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("copied", [lambda k: pickle.loads(pickle.dumps(k)), copy.copy, copy.deepcopy])  # noqa: S301
+def test_a_listed_key_travels_with_its_size(copied):
+    key = copied(ListedKey("roses/日本.jpg", 12))
+    assert (key, key.size_bytes) == ("roses/日本.jpg", 12)
+
+
+def test_an_object_that_changed_since_it_was_listed_is_corrupt():
+    dataset = bound(TorchImageClassificationDataset(), 1)
+    dataset.storage.contents["roses/0000.png"] += b"more"
+    with pytest.raises(CorruptError, match=r"roses/0000\.png"):
+        dataset[0]
+
+
+def test_a_file_that_is_no_image_is_corrupt_and_named():
+    contents = {"roses/a.png": b"text, not pixels"}
+    dataset = TorchImageClassificationDataset()
+    dataset.bind(MemoryStorage(contents, name="dss"), make_catalog(contents))
+    with pytest.raises(CorruptError) as caught:
+        dataset[0]
+    assert str(caught.value).startswith("dss (memory): roses/a.png: is no image")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+def test_the_error_of_a_storage_comes_through_as_it_is():
+    dataset = bound(TorchImageClassificationDataset(), 1)
+    dataset.storage.contents.clear()
+    with pytest.raises(NotFoundError):
+        dataset[0]
+
+
+def test_a_dataset_pickles_with_its_storage_and_its_catalog():
+    # The original lives on, as it does in a loader: the catalog's file goes with it.
+    original = bound(TorchImageClassificationDataset(), 5)
+    copied = pickle.loads(pickle.dumps(original))  # noqa: S301
+    assert int(copied[4][0][0, 0]) == 4
+
+
+def test_decode_can_be_overridden_alone():
+    class Mean(RandomAccessDataset):
+        def decode(self, data):
+            return float(super().decode(data).float().mean())
+
+    dataset = Mean()
+    contents = {"roses/a.png": image_bytes(60)}
+    dataset.bind(MemoryStorage(contents), make_catalog(contents))
+    assert dataset[0] == (60.0, 0)
+
+
+def test_a_sequential_pass_is_in_the_catalogs_order():
+    indices = [index for index, _ in SequentialDataset(bound(RandomAccessDataset(), 6))]
+    assert indices == list(range(6))
+
+
+class _Length:
+    """A dataset of a length, for shares."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+
+@given(length=st.integers(0, 500), workers=st.integers(1, 40), batch_size=st.integers(1, 70))
+def test_shares_leave_nothing_out_and_have_nothing_twice(length, workers, batch_size):
+    sequential = SequentialDataset(_Length(length), batch_size)
+    shares = [sequential.share(worker, workers) for worker in range(workers)]
+    assert [i for share in shares for i in share] == list(range(length))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(length=st.integers(0, 500), workers=st.integers(1, 40), batch_size=st.integers(1, 70))
+def test_with_drop_last_every_share_is_whole_batches_and_less_than_one_is_dropped(length, workers, batch_size):
+    whole = SequentialDataset(_Length(length), batch_size)
+    trimmed = SequentialDataset(_Length(length), batch_size, drop_last=True)
+    for worker in range(workers):
+        before, after = whole.share(worker, workers), trimmed.share(worker, workers)
+        assert len(after) % batch_size == 0
+        assert 0 <= len(before) - len(after) < batch_size
+        assert np.array_equal(before[: len(after)], after)
+
+
+@pytest.mark.parametrize(("drop_last", "read"), [(False, 7), (True, 6)])
+def test_with_drop_last_nothing_that_is_dropped_is_read(tmp_path, drop_last, read):
+    dataset = bound(RandomAccessDataset(), 7, log=tmp_path / "log")
+    assert len(list(SequentialDataset(dataset, 3, drop_last))) == read
+    assert len(dataset.storage.logged()) == read
