@@ -46,7 +46,7 @@ def test_an_unknown_loss_is_an_error_with_the_nearest_name(name, near):
 def test_a_loss_like_no_other_is_an_error_with_all_names():
     network = NeuralNetwork()
     network.loss_function_name = "42"
-    with pytest.raises(ConfigError, match="expected one of CrossEntropyLoss, NLLLoss, MultiMarginLoss$"):
+    with pytest.raises(ConfigError, match=r"expected one of CrossEntropyLoss, NLLLoss, MultiMarginLoss$"):
         network.loss_function()
 
 
