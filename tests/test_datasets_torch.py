@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.config import Config
-from dnnbench.datasets.torch import ListedKey, RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
+from dnnbench.datasets.samples import ListedKey
+from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
 from dnnbench.storage.errors import CorruptError, NotFoundError
 
 

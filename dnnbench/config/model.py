@@ -145,6 +145,7 @@ class Dataset(Section):
     access: Access = Access()
     type: Literal["image"] = "image"
     label: list[NonEmptyStr] = ["roses", "sunflowers", "tulips", "daisy", "dandelion"]
+    image_mode: Literal["grey", "colour"] = "grey"
     image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
 
     @field_validator("label")
@@ -198,18 +199,37 @@ class PyTorch(Section):
 
 
 class TensorFlow(Section):
-    """``framework.TensorFlow``."""
+    """``framework.TensorFlow``: knobs of the ``tf.data`` pipeline.
+
+    ``num_parallel_calls`` reads run at a time and ``prefetch`` batches are kept ready (0: TensorFlow
+    tunes both by itself); ``shuffle_buffer`` samples are shuffled in (0: the whole data set).
+    """
+
+    num_parallel_calls: NonNegativeInt = 0
+    prefetch: NonNegativeInt = 0
+    shuffle: bool = True
+    shuffle_buffer: NonNegativeInt = 0
+    deterministic: bool = True
+    drop_last: bool = False
+
+
+FrameworkName = Literal["PyTorch", "TensorFlow"]
 
 
 class Framework(Section):
     """``framework``: its loader, and the size and number of batches and epochs."""
 
-    name: Literal["PyTorch", "TensorFlow"] = "PyTorch"
+    name: FrameworkName | list[FrameworkName] = ["PyTorch", "TensorFlow"]
     pytorch: PyTorch = Field(default=PyTorch(), alias="PyTorch")
     tensorflow: TensorFlow = Field(default=TensorFlow(), alias="TensorFlow")
     batch_size: PositiveInt = 32
     max_batch_size: PositiveInt = 10
     epochs: PositiveInt = 3
+
+    @property
+    def names(self) -> list[str]:
+        """The frameworks, always as a list."""
+        return [self.name] if isinstance(self.name, str) else list(self.name)
 
 
 class Model(Section):

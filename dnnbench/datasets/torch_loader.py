@@ -11,44 +11,25 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dnnbench.config import Config
+from dnnbench.config import Config, ConfigError
+from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.errors import DnnbenchError
 from dnnbench.metrics import Tally
 from dnnbench.plugins import USER_MODULE, load_file
 
 _PRELOAD = ["__main__", "dnnbench.datasets.torch_loader"]
-
-
-@dataclass
-class Epoch:
-    """One pass of a loop over the loader. Times in nanoseconds; ``complete`` is False where it broke off."""
-
-    indices: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    tally: Tally = field(default_factory=Tally)
-    batches: int = 0
-    wait_ns: int = 0
-    compute_ns: int = 0
-    first_batch_ns: int = 0
-    wall_ns: int = 0
-    worker_cpu_ns: int = 0
-    complete: bool = False
-
-    @property
-    def samples(self) -> int:
-        return len(self.indices)
 
 
 @dataclass
@@ -146,7 +127,7 @@ class _BatchOrder(Sampler[list[int]]):
             return
         order = np.arange(self._count)
         if self._shuffle:
-            order = np.random.default_rng([self._seed, self.epoch]).permutation(self._count)
+            order = epoch_order(self._count, self._seed, self.epoch)
         for start in range(0, self.used, self._batch_size):
             yield order[start : min(start + self._batch_size, self.used)].tolist()
 
@@ -158,7 +139,7 @@ def _as_it_is(envelope: Any) -> Any:
     return envelope
 
 
-class MeteredLoader:
+class MeteredLoader(MeteredPasses):
     """Iterates batches ``(images, labels)`` like a DataLoader and keeps an `Epoch` of every pass.
 
     ``dataset`` is bound; `SequentialDataset` makes it iterable. ``section`` is the configuration's
@@ -169,14 +150,10 @@ class MeteredLoader:
     def __init__(
         self, dataset: RandomAccessDataset | SequentialDataset, batch_size: int, section: Any = None, seed: int = 0
     ) -> None:
+        super().__init__()
         section = section or Config().framework.pytorch.loader
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, section.num_workers
         self.drop_last = section.drop_last
-        self.samples_done = 0
-        # Called before each pass and outside of its times; what makes the page cache cold hangs here.
-        self.before_epoch: Callable[[], None] | None = None
-        self._passes = 0
-        self._epochs: list[Epoch] = []
         self._cpu_ns_by_pid: dict[int, int] = {}
         self._persistent = section.persistent_workers and section.num_workers > 0
         self._armed = torch.ones(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
@@ -205,6 +182,11 @@ class MeteredLoader:
     def _worker_options(section: Any) -> dict[str, Any]:
         if section.num_workers == 0:
             return {}
+        if section.multiprocessing_context == "fork" and "tensorflow" in sys.modules:
+            raise ConfigError(
+                "framework.PyTorch.DataLoader.multiprocessing_context: fork after TensorFlow has started hangs; "
+                'use "forkserver"'
+            )
         if section.multiprocessing_context == "forkserver":
             # The server imports torch once, and every worker is forked from it.
             multiprocessing.set_forkserver_preload(_PRELOAD)
@@ -223,51 +205,20 @@ class MeteredLoader:
             raise AttributeError(name)
         return getattr(self._loader, name)
 
-    def __iter__(self) -> Iterator[Any]:
+    def _start_pass(self, number: int) -> Iterator[Any]:
         if self._order is not None:
-            self._order.epoch = self._passes
-        self._passes += 1
-        epoch = Epoch()
-        indices: list[int] = []
-        if self.before_epoch is not None:
-            self.before_epoch()
-        start_ns = asked_ns = time.perf_counter_ns()
-        got_ns = 0
-        iterator = iter(self._loader)
-        try:
-            while True:
-                envelope = next(iterator, None)
-                got_ns = time.perf_counter_ns()
-                epoch.wait_ns += got_ns - asked_ns
-                if envelope is None:
-                    epoch.complete = True
-                    return
-                self._account(envelope, epoch, indices)
-                if epoch.batches == 1:
-                    epoch.first_batch_ns = got_ns - start_ns
-                yield envelope.batch
-                asked_ns = time.perf_counter_ns()
-                epoch.compute_ns += asked_ns - got_ns
-        finally:
-            epoch.wall_ns = time.perf_counter_ns() - start_ns
-            epoch.indices = np.asarray(indices, dtype=np.int64)
-            self._epochs.append(epoch)
+            self._order.epoch = number
+        return iter(self._loader)
 
-    def _account(self, envelope: _Envelope, epoch: Epoch, indices: list[int]) -> None:
-        epoch.tally += envelope.tally
-        if envelope.pid != os.getpid():
-            epoch.worker_cpu_ns += envelope.cpu_ns - self._cpu_ns_by_pid.get(envelope.pid, 0)
-            self._cpu_ns_by_pid[envelope.pid] = envelope.cpu_ns
-        if envelope.error is not None:
-            raise envelope.error
-        epoch.batches += 1
-        indices.extend(envelope.indices)
-        self.samples_done += len(envelope.indices)
-
-    def take_epochs(self) -> list[Epoch]:
-        """The passes since the last `take_epochs`."""
-        epochs, self._epochs = self._epochs, []
-        return epochs
+    def _unpack(self, received: _Envelope, epoch: Epoch) -> Any:
+        epoch.tally += received.tally
+        if received.pid != os.getpid():
+            epoch.worker_cpu_ns += received.cpu_ns - self._cpu_ns_by_pid.get(received.pid, 0)
+            self._cpu_ns_by_pid[received.pid] = received.cpu_ns
+        if received.error is not None:
+            raise received.error
+        self._saw(epoch, received.indices)
+        return received.batch
 
     def start_workers(self) -> float | None:
         """Starts persistent workers without reading anything; returns the seconds it took, None where none start.

@@ -45,23 +45,27 @@ class NeuralNetwork(nn.Module):
 class ConvNet(NeuralNetwork):
     """Three convolutions and a linear layer, for images of any height and width.
 
-    Takes uint8 or float [batch, height, width] of 0 to 255; gives scores [batch, classes].
+    Takes uint8 or float of 0 to 255, grey [batch, height, width] or, with ``channels`` 3, colour
+    [batch, height, width, 3]; gives scores [batch, classes].
     """
 
-    def __init__(self, image_diments: Sequence[int] = (32, 32), classes: int = 10) -> None:
+    def __init__(self, image_diments: Sequence[int] = (32, 32), classes: int = 10, channels: int = 1) -> None:
         super().__init__()
         self.image_input_height, self.image_input_width = int(image_diments[0]), int(image_diments[1])
-        self.classes = classes
+        self.classes, self.channels = classes, channels
         self.network()
 
     def network(self) -> None:
         """Makes the layers."""
         # Pooled to 4 x 4 whatever the input, so that the last layer fits every image_dimension.
-        self.features = nn.Sequential(_Block(1, 16), _Block(16, 32), _Block(32, 64), nn.AdaptiveAvgPool2d(4))
+        self.features = nn.Sequential(
+            _Block(self.channels, 16), _Block(16, 32), _Block(32, 64), nn.AdaptiveAvgPool2d(4)
+        )
         self.classify = nn.Linear(64 * 4 * 4, self.classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        scaled = images.unsqueeze(1).float() / 127.5 - 1
+        channels_first = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        scaled = channels_first.float() / 127.5 - 1
         scores: torch.Tensor = self.classify(torch.flatten(self.features(scaled), 1))
         return scores
 

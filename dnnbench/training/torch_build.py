@@ -44,9 +44,10 @@ def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrai
 
 
 def _build_model(model_class: Any, config: Config, classes: int) -> Any:
-    """The network; a user's class takes the dimensions alone, the built-in ones the number of classes too."""
+    """The network; a user's class takes the dimensions alone, the built-in ones also classes and channels."""
     import inspect
 
     parameters = inspect.signature(model_class).parameters
-    extra = {"classes": classes} if "classes" in parameters else {}
+    known = {"classes": classes, "channels": 3 if config.dataset.image_mode == "colour" else 1}
+    extra = {name: value for name, value in known.items() if name in parameters}
     return model_class(tuple(config.dataset.image_dimension), **extra)

@@ -1,0 +1,125 @@
+"""Meters a loop over batches from outside: time in ``next`` is waiting, time between is computing."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dnnbench.metrics import Tally
+
+
+@dataclass
+class Epoch:
+    """One pass of a loop over the loader. Times in nanoseconds; ``complete`` is False where it broke off."""
+
+    indices: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    tally: Tally = field(default_factory=Tally)
+    batches: int = 0
+    wait_ns: int = 0
+    compute_ns: int = 0
+    first_batch_ns: int = 0
+    wall_ns: int = 0
+    worker_cpu_ns: int = 0
+    complete: bool = False
+    seen: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def samples(self) -> int:
+        return len(self.indices)
+
+
+class MeteredPasses(ABC):
+    """A loader of batches that keeps an `Epoch` of every pass over it.
+
+    A subclass starts a pass, unpacks what its iterator yields into a batch, and says how many
+    samples (``expected_samples``) and batches (``len``) a pass has.
+    """
+
+    expected_samples: int
+
+    def __init__(self) -> None:
+        self.samples_done = 0
+        # Called before each pass and outside of its times; what makes the page cache cold hangs here.
+        self.before_epoch: Callable[[], None] | None = None
+        self._passes = 0
+        self._epochs: list[Epoch] = []
+
+    @abstractmethod
+    def _start_pass(self, number: int) -> Iterator[Any]:
+        """The iterator of pass ``number`` (from 0); it reads nothing before this is called."""
+
+    @abstractmethod
+    def _unpack(self, received: Any, epoch: Epoch) -> Any:
+        """The batch in what the iterator yielded; notes its samples with `_saw`. Raises what went wrong."""
+
+    def _end_pass(self, epoch: Epoch) -> None:  # noqa: B027 (workers may have told everything already)
+        """Completes the account of a pass."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.open_pass()
+        asked_ns = start_ns = time.perf_counter_ns()
+        iterator = self._start_pass(self._passes - 1)
+        try:
+            while True:
+                received = self._next(iterator)
+                got_ns = time.perf_counter_ns()
+                epoch.wait_ns += got_ns - asked_ns
+                if received is None:
+                    epoch.complete = True
+                    return
+                batch = self._unpack(received, epoch)
+                if epoch.batches == 1:
+                    epoch.first_batch_ns = got_ns - start_ns
+                yield batch
+                asked_ns = time.perf_counter_ns()
+                epoch.compute_ns += asked_ns - got_ns
+        finally:
+            self.close_pass(epoch, time.perf_counter_ns() - start_ns)
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        return next(iterator, None)
+
+    def open_pass(self) -> Epoch:
+        """Begins the account of a pass."""
+        if self.before_epoch is not None:
+            self.before_epoch()
+        self._passes += 1
+        return Epoch()
+
+    def close_pass(self, epoch: Epoch, wall_ns: int) -> None:
+        """Ends the account of a pass that took ``wall_ns``."""
+        epoch.wall_ns = wall_ns
+        epoch.indices = np.asarray(epoch.seen, dtype=np.int64)
+        self._end_pass(epoch)
+        self._epochs.append(epoch)
+
+    def _saw(self, epoch: Epoch, indices: list[int]) -> None:
+        epoch.batches += 1
+        epoch.seen.extend(indices)
+        self.samples_done += len(indices)
+
+    def take_epochs(self) -> list[Epoch]:
+        """The passes since the last `take_epochs`."""
+        epochs, self._epochs = self._epochs, []
+        return epochs
+
+    def start_workers(self) -> float | None:
+        """Starts what can be started before reading; the seconds that took, or None."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 (not every loader holds something)
+        """Gives back what the loader holds."""
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The shuffled order of an epoch: the same for every framework, loader and number of workers."""
+    return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,0 +1,93 @@
+"""What a dataset of any framework does to make a sample: read an object through the storage and decode it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dnnbench.catalog import Catalog
+from dnnbench.config import Config
+from dnnbench.images import DecodeError, decode
+from dnnbench.storage.base import Storage
+from dnnbench.storage.errors import CorruptError
+
+
+class ListedKey(str):
+    """An object's key (for a file system, its path) that knows the size it was listed with."""
+
+    size_bytes: int
+
+    def __new__(cls, key: str, size_bytes: int) -> ListedKey:
+        listed = super().__new__(cls, key)
+        listed.size_bytes = size_bytes
+        return listed
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
+        return str(self), self.size_bytes
+
+
+class ImageSamples:
+    """Sample ``i`` of the catalog as ``(image, label)``; the base of every framework's dataset.
+
+    Subclasses override `read_file_system_data` or `read_s3_object`; each gets the object's key and
+    returns the image (tensor, array or PIL image). ``config`` is the configuration as a dictionary,
+    ``config["dataset"]["image_dimension"]`` and so on; secrets are masked in it, and
+    ``self.storage`` is signed in. ``transform`` is applied to what was read.
+    """
+
+    storage: Storage
+    catalog: Catalog
+
+    def __init__(self, transform: Callable[[Any], Any] | None = None, config: dict[str, Any] = {}) -> None:  # noqa: B006 (the seed's signature; never changed)
+        super().__init__()
+        dataset = Config().resolved()["dataset"] | dict(config.get("dataset", {}))
+        self.transform = transform
+        self.config = config
+        self.label = self.labels = list(dataset["label"])
+        self.image_dimension = tuple(dataset["image_dimension"])
+        self.image_height, self.image_width = self.image_dimension
+        self.colour: bool = dataset["image_mode"] == "colour"
+
+    def bind(self, storage: Storage, catalog: Catalog) -> None:
+        """Says where the samples are; called once, before the first read."""
+        self.storage, self.catalog = storage, catalog
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        key = ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
+        try:
+            image = self.read_file_system_data(key) if self.storage.name == "fs" else self.read_s3_object(key)
+        except DecodeError as exc:
+            raise CorruptError(self.storage.label, key, str(exc)) from exc
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, self.catalog.label(index)
+
+    def read_file_system_data(self, image: str) -> Any:
+        """Reads and decodes the file ``image`` (its path)."""
+        return self.decode(self.read_bytes(image))
+
+    def read_s3_object(self, image: str) -> Any:
+        """Reads and decodes the object ``image`` (its key)."""
+        return self.decode(self.read_bytes(image))
+
+    def read_bytes(self, image: str) -> bytes:
+        """The object's content, through the storage: counted, timed and held against its listed size."""
+        return self.storage.read(str(image), getattr(image, "size_bytes", None))
+
+    def decode(self, data: bytes) -> Any:
+        """Image bytes -> uint8 array [height, width], or [height, width, 3] where ``dataset.image_mode`` is colour."""
+        return decode(data, self.image_dimension, self.colour)
+
+
+def share_of(count: int, worker: int, workers: int, batch_size: int, drop_last: bool) -> range:
+    """The contiguous share of ``count`` samples that one of ``workers`` reads in sequential order.
+
+    With ``drop_last`` without the end that makes no whole batch, so that nothing is read in vain.
+    """
+    start, end = count * worker // workers, count * (worker + 1) // workers
+    if drop_last:
+        end -= (end - start) % batch_size
+    return range(start, end)
