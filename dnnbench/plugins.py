@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,15 @@ def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> 
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PluginError(f'{key}: "{name}" must be a subclass of {base.__module__}.{base.__qualname__}')
     return found
+
+
+def construct(kind: Any, *arguments: Any, **known: Any) -> Any:
+    """An instance made with ``arguments``, and with those of ``known`` that its constructor names.
+
+    A user's class takes what the seed document shows; the built-in ones take more.
+    """
+    parameters = inspect.signature(kind).parameters
+    return kind(*arguments, **{name: value for name, value in known.items() if name in parameters})
 
 
 def _import(key: str, name: str) -> Any:

@@ -208,7 +208,9 @@ class MeteredLoader(MeteredPasses):
     def _start_pass(self, number: int) -> Iterator[Any]:
         if self._order is not None:
             self._order.epoch = number
-        return iter(self._loader)
+        self._iterator: Any = iter(self._loader)
+        iterator: Iterator[Any] = self._iterator
+        return iterator
 
     def _unpack(self, received: _Envelope, epoch: Epoch) -> Any:
         epoch.tally += received.tally
@@ -219,6 +221,12 @@ class MeteredLoader(MeteredPasses):
             raise received.error
         self._saw(epoch, received.indices)
         return received.batch
+
+    def _end_pass(self, epoch: Epoch) -> None:
+        # Workers that do not persist are ended here: left to the garbage collector, each that is
+        # not yet through its share when an error stops the loop costs five seconds.
+        if self.num_workers and not self._persistent:
+            self._iterator._shutdown_workers()
 
     def start_workers(self) -> float | None:
         """Starts persistent workers without reading anything; returns the seconds it took, None where none start.

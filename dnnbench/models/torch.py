@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from dnnbench.config import ConfigError
+from dnnbench.models.losses import find_loss
 
-# Names are compared in lower case without signs; the seed document's own spelling is one of them.
-LOSSES = {
-    "crossentropyloss": nn.CrossEntropyLoss,
-    "crossentropy": nn.CrossEntropyLoss,
-    "corssentrophy": nn.CrossEntropyLoss,
-    "nllloss": nn.NLLLoss,
-    "multimarginloss": nn.MultiMarginLoss,
-}
+LOSSES = {loss.__name__: loss for loss in (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)}
 
 
 class NeuralNetwork(nn.Module):
@@ -28,17 +20,7 @@ class NeuralNetwork(nn.Module):
 
     def loss_function(self) -> nn.Module:
         """The criterion: called with (outputs [batch, classes], labels [batch]). Raises `ConfigError`."""
-        wanted = self.loss_function_name.strip()
-        # "<Specify …>" is what the documentation's example has in that place: nothing was chosen.
-        if not wanted or wanted.startswith("<"):
-            return nn.CrossEntropyLoss()
-        name = "".join(char for char in wanted.lower() if char.isalnum())
-        if name not in LOSSES:
-            known = [loss.__name__ for loss in dict.fromkeys(LOSSES.values())]
-            near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.5)
-            hint = f'; did you mean "{LOSSES[near[0]].__name__}"?' if near else ""
-            raise ConfigError(f'model.loss_function: found "{wanted}", expected one of {", ".join(known)}{hint}')
-        criterion: nn.Module = LOSSES[name]()
+        criterion: nn.Module = find_loss(self.loss_function_name, LOSSES)()
         return criterion
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import optim
 
-from dnnbench.config import Config, ConfigError
+from dnnbench.config import ConfigError
+from dnnbench.training.base import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -23,26 +23,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda:0")
 
 
-class DNNTrain(ABC):
-    """Trains ``self.model`` on ``self.device`` for ``self.epochs``; subclasses write `train`.
-
-    ``config`` is the configuration as a dictionary. ``history`` takes one dictionary per epoch;
-    its ``loss`` and ``accuracy`` (0 to 1) go into the record.
-    """
+class DNNTrain(Trainer):
+    """Trains ``self.model`` on ``self.device``; subclasses write ``train``. See `Trainer`."""
 
     def __init__(self, config: dict[str, Any] = {}, model: Any = None, device: Any = None) -> None:  # noqa: B006 (the seed's signature; never changed)
-        framework = Config().resolved()["framework"] | dict(config.get("framework", {}))
-        self.config = config
-        self.epochs: int = framework["epochs"]
-        self.batch_size: int = framework["batch_size"]
-        self.max_batch_size: int = framework["max_batch_size"]
-        self.device = device or torch.device("cpu")
-        self.model: Any = model.to(self.device)
-        self.history: list[dict[str, Any]] = []
-
-    @abstractmethod
-    def train(self) -> None:
-        """Runs all epochs."""
+        device = device or torch.device("cpu")
+        super().__init__(config, model.to(device), device)
 
 
 class RandomAccessDatasetTrain(DNNTrain):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from dnnbench.catalog import Catalog
@@ -11,7 +9,7 @@ from dnnbench.config import Config
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.models.torch import NeuralNetwork
-from dnnbench.plugins import load_class
+from dnnbench.plugins import construct, load_class
 from dnnbench.storage.base import Storage
 from dnnbench.training.torch import DNNTrain, resolve_device
 
@@ -34,20 +32,11 @@ def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrai
     """The configured trainer over a loader, with the configured network, both seeded."""
     torch.manual_seed(config.execution.seed)
     model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
-    model = _build_model(model_class, config, classes)
+    channels = 3 if config.dataset.image_mode == "colour" else 1
+    model = construct(model_class, tuple(config.dataset.image_dimension), classes=classes, channels=channels)
     model.loss_function_name = config.model.loss_function
     trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
     trainer: DNNTrain = trainer_class(
         config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
     )
     return trainer
-
-
-def _build_model(model_class: Any, config: Config, classes: int) -> Any:
-    """The network; a user's class takes the dimensions alone, the built-in ones also classes and channels."""
-    import inspect
-
-    parameters = inspect.signature(model_class).parameters
-    known = {"classes": classes, "channels": 3 if config.dataset.image_mode == "colour" else 1}
-    extra = {name: value for name, value in known.items() if name in parameters}
-    return model_class(tuple(config.dataset.image_dimension), **extra)

@@ -1,0 +1,192 @@
+"""Datasets of TensorFlow over any storage, and the metered ``tf.data`` pipeline that reads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dnnbench.config import Config
+from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
+from dnnbench.datasets.samples import ImageSamples
+from dnnbench.errors import DnnbenchError, MeasurementError
+
+
+class TensorFlowDataset(ImageSamples):
+    """Sample ``i`` is ``(image, label)``; see `ImageSamples` for what to override.
+
+    ``tf.data`` must know what comes: ``image_dtype``, and ``image_shape`` without the batch.
+    """
+
+    image_dtype: Any = np.uint8
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width), or (height, width, 3) in colour."""
+        return (*self.image_dimension, 3) if self.colour else self.image_dimension
+
+
+class TensorFlowImageClassificationDataset(TensorFlowDataset):
+    """The default: images of ``dataset.image_dimension``, decoded like PyTorch's, bit for bit."""
+
+    def __init__(self, config: dict[str, Any] = {}) -> None:  # noqa: B006 (the seed's signature; never changed)
+        super().__init__(transform=None, config=config)
+
+
+class MeteredPipeline(MeteredPasses):
+    """Iterates batches ``(images, labels)`` of eager tensors, and keeps an `Epoch` of every pass.
+
+    ``access`` is ``random`` (shuffled per epoch, by seed) or ``sequential`` (catalog order).
+    ``section`` is ``framework.TensorFlow``. ``model.fit(pipeline)`` of `dnnbench.models.tensorflow`
+    trains from it and is metered alike.
+    """
+
+    def __init__(
+        self, dataset: TensorFlowDataset, batch_size: int, section: Any = None, seed: int = 0, access: str = "random"
+    ) -> None:
+        super().__init__()
+        section = section or Config().framework.tensorflow
+        self.dataset, self.batch_size = dataset, batch_size
+        self._seed, self._section = seed, section
+        self._shuffle = access == "random" and section.shuffle
+        count = len(dataset)
+        self.expected_samples = count - count % batch_size if section.drop_last else count
+        self._error: DnnbenchError | None = None
+        self._pipeline = self._build()
+
+    def __len__(self) -> int:
+        return (self.expected_samples + self.batch_size - 1) // self.batch_size
+
+    def _build(self) -> tf.data.Dataset:
+        section = self._section
+        indices = tf.data.Dataset.from_generator(self._orders, output_signature=tf.TensorSpec((None,), tf.int64))
+        indices = indices.unbatch()
+        if self._shuffle and section.shuffle_buffer:
+            indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
+        samples = indices.map(
+            self._sample,
+            num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
+            deterministic=section.deterministic,
+        )
+        batches = samples.batch(self.batch_size).prefetch(section.prefetch or tf.data.AUTOTUNE)
+        return batches.apply(tf.data.experimental.assert_cardinality(len(self)))
+
+    def _orders(self) -> Iterator[Any]:
+        """The whole order of the pass that begins: asked for once per pass, by ``tf.data``."""
+        count = len(self.dataset)
+        whole = self._shuffle and not self._section.shuffle_buffer
+        order = epoch_order(count, self._seed, self._passes - 1) if whole else np.arange(count)
+        # The end that makes no whole batch is left out before it is read.
+        yield order[: self.expected_samples]
+
+    def _sample(self, index: Any) -> tuple[Any, Any, Any]:
+        image, label = tf.numpy_function(self._read, [index], [self.dataset.image_dtype, tf.int64])
+        image.set_shape(self.dataset.image_shape)
+        label.set_shape(())
+        return image, label, index
+
+    def _read(self, index: Any) -> tuple[Any, Any]:
+        try:
+            image, label = self.dataset[int(index)]
+            pixels = np.asarray(image)
+            if pixels.dtype != self.dataset.image_dtype or pixels.shape != self.dataset.image_shape:
+                raise MeasurementError(
+                    f"{type(self.dataset).__name__}: returned {pixels.dtype} {pixels.shape}, but its image_dtype and "
+                    f"image_shape say {np.dtype(self.dataset.image_dtype)} {self.dataset.image_shape}"
+                )
+        except DnnbenchError as exc:
+            # TensorFlow makes an error of its own of this one; `_next` brings it back.
+            self._error = exc
+            raise
+        return pixels, np.int64(label)
+
+    def _start_pass(self, number: int) -> Iterator[Any]:
+        self._begin()
+        iterator: Iterator[Any] = iter(self._pipeline)
+        return iterator
+
+    def _begin(self) -> None:
+        self._error = None
+        self.dataset.storage.meter.take()
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        try:
+            return next(iterator, None)
+        except tf.errors.OpError:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    def _unpack(self, received: Any, epoch: Epoch) -> Any:
+        images, labels, indices = received
+        self._saw(epoch, indices.numpy().tolist())
+        return images, labels
+
+    def _end_pass(self, epoch: Epoch) -> None:
+        # Every read of a pass that was followed to its end has happened by now, in this process.
+        epoch.tally += self.dataset.storage.meter.take()
+
+    def fit_through(self, model: Any, fit: Callable[..., Any], **options: Any) -> Any:
+        """Runs ``fit`` (Keras's own) over the pipeline, metered; called by the model's ``fit``."""
+        meter = _FitMeter(self)
+        model.step_meter = meter
+        try:
+            return fit(self._pipeline, callbacks=[meter, *options.pop("callbacks", [])], shuffle=False, **options)
+        finally:
+            model.step_meter = None
+            meter.finish()
+
+
+class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the account of a ``model.fit``: epochs by callback, waiting around the request for each batch."""
+
+    def __init__(self, pipeline: MeteredPipeline) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self._clock = time.perf_counter_ns
+        self._epoch: Epoch | None = None
+        self._start_ns = self._got_ns = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = self._pipeline.open_pass()
+        self._pipeline._begin()
+        self._start_ns = self._clock()
+        self._got_ns = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._computed()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._epoch is not None:
+            self._epoch.complete = True
+        self.finish()
+
+    def finish(self) -> None:
+        """Closes the pass that is open, also where the fit broke off."""
+        if self._epoch is not None:
+            epoch, self._epoch = self._epoch, None
+            self._pipeline.close_pass(epoch, self._clock() - self._start_ns)
+
+    def next_batch(self, iterator: Iterator[Any]) -> Any:
+        """The next batch; raises ``StopIteration`` at the end of the epoch."""
+        epoch = self._epoch
+        if epoch is None:
+            raise MeasurementError("model.fit asked for a batch outside of an epoch")
+        asked_ns = self._clock()
+        received = self._pipeline._next(iterator)
+        self._got_ns = self._clock()
+        epoch.wait_ns += self._got_ns - asked_ns
+        if received is None:
+            raise StopIteration
+        batch = self._pipeline._unpack(received, epoch)
+        if epoch.batches == 1:
+            epoch.first_batch_ns = self._got_ns - self._start_ns
+        return batch
+
+    def _computed(self) -> None:
+        if self._epoch is not None:
+            self._epoch.compute_ns += self._clock() - self._got_ns

@@ -1,0 +1,98 @@
+"""Networks of TensorFlow (Keras): the base class that a user subclasses, and the twin of PyTorch's default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from dnnbench.models.losses import find_loss
+
+
+def _cross_entropy() -> Any:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+LOSSES = {"CrossEntropyLoss": _cross_entropy}
+
+
+class NeuralNetwork(keras.Model):  # type: ignore[misc]
+    """A network that knows its loss, and whose ``fit`` over our loader is metered batch by batch."""
+
+    loss_function_name: str = ""
+    step_meter: Any = None
+    train_function: Any
+
+    def loss_function(self) -> Any:
+        """The loss: called with (labels [batch], outputs [batch, classes]). Raises `ConfigError`."""
+        return find_loss(self.loss_function_name, LOSSES)()
+
+    def fit(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Keras's ``fit``; where ``x`` is a loader of ours, waiting and computing are told apart."""
+        if hasattr(x, "fit_through"):
+            return x.fit_through(self, super().fit, **options)
+        return super().fit(x, *arguments, **options)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras's compiled step, fed by a request for a batch that is timed apart from it."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            step = self.train_function
+
+            def metered(iterator: Iterator[Any]) -> Any:
+                if self.step_meter is None:
+                    return step(iterator)
+                return step(iter([self.step_meter.next_batch(iterator)]))
+
+            self.train_function = metered
+        return self.train_function
+
+
+@keras.saving.register_keras_serializable("dnnbench")
+class ConvNet(NeuralNetwork):
+    """Three convolutions and a dense layer, for images of any height and width.
+
+    Takes uint8 or float of 0 to 255, grey [batch, height, width] or, with ``channels`` 3, colour
+    [batch, height, width, 3]; gives scores [batch, classes].
+    """
+
+    def __init__(
+        self, image_diments: Sequence[int] = (32, 32), classes: int = 10, channels: int = 1, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.image_input_height, self.image_input_width = int(image_diments[0]), int(image_diments[1])
+        self.classes, self.channels = classes, channels
+        self.network()
+
+    def network(self) -> None:
+        """Makes the layers."""
+        self.scale = layers.Rescaling(1 / 127.5, offset=-1)
+        self.convolutions = [layers.Conv2D(filters, 3, padding="same") for filters in (16, 32, 64)]
+        self.normalisations = [layers.BatchNormalization(momentum=0.9) for _ in self.convolutions]
+        self.pool = layers.MaxPooling2D(2, padding="same")
+        self.flatten = layers.Flatten()
+        self.classify = layers.Dense(self.classes)
+        self.build((None, self.image_input_height, self.image_input_width, *([3] if self.channels == 3 else [])))
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        x = keras.ops.cast(images, "float32")
+        x = self.scale(x if len(x.shape) == 4 else keras.ops.expand_dims(x, -1))
+        for convolve, normalise in zip(self.convolutions, self.normalisations, strict=True):
+            x = self.pool(keras.activations.relu(normalise(convolve(x), training=training)))
+        return self.classify(self.flatten(x))
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights, so that a saved network can be read back before it has seen an image."""
+        if not self.built:
+            super().build(input_shape)
+            self.call(keras.KerasTensor((1, *input_shape[1:]), dtype="uint8"))
+
+    def get_config(self) -> dict[str, Any]:
+        """What makes the same network again."""
+        return {
+            "image_diments": [self.image_input_height, self.image_input_width],
+            "classes": self.classes,
+            "channels": self.channels,
+        }

@@ -1,0 +1,42 @@
+"""Builds what a benchmark needs of TensorFlow from the configuration: pipeline, network, trainer."""
+
+from __future__ import annotations
+
+import keras
+
+from dnnbench.catalog import Catalog
+from dnnbench.config import Config
+from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowDataset
+from dnnbench.models.tensorflow import NeuralNetwork
+from dnnbench.plugins import construct, load_class
+from dnnbench.storage.base import Storage
+from dnnbench.training.tensorflow import DNNTrain, resolve_device
+
+# The configuration's default names mean each framework's own class.
+_DATASET = "dnnbench.datasets.tensorflow:TensorFlowImageClassificationDataset"
+DATASETS = {"TorchImageClassificationDataset": _DATASET, "TensorFlowImageClassificationDataset": _DATASET}
+MODELS = {"ConvNet": "dnnbench.models.tensorflow:ConvNet"}
+TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.tensorflow:RandomAccessDatasetTrain"}
+
+
+def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredPipeline:
+    """A metered pipeline over the catalog; ``access`` is ``random`` or ``sequential``."""
+    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, TensorFlowDataset)
+    dataset = dataset_class(config=config.resolved())
+    dataset.bind(storage, catalog)
+    framework = config.framework
+    return MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
+
+
+def make_trainer(config: Config, loader: MeteredPipeline, classes: int) -> DNNTrain:
+    """The configured trainer over a pipeline, with the configured network, both seeded."""
+    keras.utils.set_random_seed(config.execution.seed)
+    model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
+    channels = 3 if config.dataset.image_mode == "colour" else 1
+    model = construct(model_class, tuple(config.dataset.image_dimension), classes=classes, channels=channels)
+    model.loss_function_name = config.model.loss_function
+    trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
+    trainer: DNNTrain = trainer_class(
+        config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
+    )
+    return trainer
