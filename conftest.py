@@ -8,4 +8,5 @@ pytest_plugins = [
     "fixtures.measure",
     "fixtures.results",
     "fixtures.table",
+    "fixtures.spreadsheet",
 ]

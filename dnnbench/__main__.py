@@ -1,4 +1,4 @@
-"""``python -m dnnbench``: makes a data set, or copies one. Measuring is ``pytest bench/``."""
+"""``python -m dnnbench``: makes or copies a data set, checks a configuration, runs it, predicts images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dnnbench.check import check_configuration
 from dnnbench.config import Config, expand_settings, load_config
 from dnnbench.errors import DnnbenchError
+from dnnbench.run import run_benchmarks
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -19,14 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return int(options.command(options) or 0)
     except DnnbenchError as exc:
         print(f"dnnbench: {exc}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("dnnbench: interrupted; what was written is whole, run again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,14 +44,29 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--spread", type=float, default=0.35, help="sigma of the log-normal sizes (default 0.35)")
     generate.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
 
+    run = commands.add_parser("run", help="measure what a configuration names; a front to pytest bench/")
+    run.set_defaults(command=run_benchmarks)
+    run.add_argument("config", metavar="CONFIG", help="configuration file")
+    run.add_argument("pytest_arguments", nargs=argparse.REMAINDER, help="passed on to pytest, such as -k loader")
+
+    check = commands.add_parser("check", help="say whether a run would start, and what to mend")
+    check.set_defaults(command=check_configuration)
+    check.add_argument("config", metavar="CONFIG", help="configuration file")
+
+    predict = commands.add_parser("predict", help="predict images with a saved network")
+    predict.set_defaults(command=_predict)
+    predict.add_argument("model", metavar="MODEL", help="a file that model.save_dir received (.pt or .keras)")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help=f"an image or what holds some: {places}")
+
     copy = commands.add_parser("copy", help="copy a data set from any place to any other")
     copy.set_defaults(command=_copy)
     copy.add_argument("source", metavar="SOURCE", help=places)
     copy.add_argument("destination", metavar="DEST", help=places)
 
-    for command in (generate, copy):
+    for command in (generate, copy, predict):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of it")
+    for command in (generate, copy):
         command.add_argument("--concurrency", type=_positive, default=16, help="objects in flight (default 16)")
         command.add_argument("--overwrite", action="store_true", help="replace objects that exist")
     return parser
@@ -94,6 +110,28 @@ def _copy(options: argparse.Namespace) -> None:
 
     config = _configuration(options)
     _transfer(options, config, items_of(*parse_place(options.source, config)))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from dnnbench.images import DecodeError
+    from dnnbench.storage.errors import CorruptError, NotFoundError
+    from dnnbench.trained import Trained, images_at
+    from dnnbench.transfer import parse_place
+
+    config = _configuration(options)
+    trained = Trained(Path(options.model))
+    for text in options.images:
+        storage, prefix = parse_place(text, config)
+        found = False
+        for key, data in images_at(storage, prefix):
+            found = True
+            try:
+                label, probability = trained.predict(data)
+            except DecodeError as exc:
+                raise CorruptError(storage.label, key, str(exc)) from exc
+            print(f"{key}\t{label}\t{probability:.3f}")
+        if not found:
+            raise NotFoundError(storage.label, text, "there are no images here")
 
 
 def _transfer(options: argparse.Namespace, config: Config, items: list) -> None:  # type: ignore[type-arg]

@@ -74,6 +74,14 @@ class EpochFigures:
 
 
 @dataclass
+class Inference:
+    """Predictions of one pass: ``confusion[true][predicted]`` counts; ``batch_ns`` from request to predictions."""
+
+    confusion: list[list[int]]
+    batch_ns: array[int]
+
+
+@dataclass
 class Round:
     """What happened in one timed round. ``objects`` were listed or read; ``epochs`` only for loaders."""
 
@@ -81,6 +89,7 @@ class Round:
     tally: Tally
     listed_bytes: int | None = None
     epochs: list[EpochFigures] = field(default_factory=list)
+    inference: Inference | None = None
     worker_cpu_ns: int = 0
     # Known to the one who keeps the clock:
     wall_ns: int = 0
@@ -100,17 +109,17 @@ def per_second(amount: float, wall_ns: int) -> float:
     return amount * NS / wall_ns
 
 
-def percentiles_ms(latency_ns: array[int]) -> dict[str, float | int]:
-    """Exact percentiles (nearest rank: each is a value that occurred), maximum and count."""
-    figures: dict[str, float | int] = {"latency_count": len(latency_ns)}
+def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, float | int]:
+    """Exact percentiles (nearest rank: each is a value that occurred), maximum and count; ``of`` begins the keys."""
+    figures: dict[str, float | int] = {f"{of}_count": len(latency_ns)}
     if len(latency_ns):
         import numpy as np
 
         values = np.asarray(latency_ns, dtype=np.int64)
         ranks = np.percentile(values, list(PERCENTILES.values()), method="inverted_cdf")
         for name, value in zip(PERCENTILES, ranks, strict=True):
-            figures[f"latency_{name}_ms"] = float(value) / 1e6
-        figures["latency_max_ms"] = float(values.max()) / 1e6
+            figures[f"{of}_{name}_ms"] = float(value) / 1e6
+        figures[f"{of}_max_ms"] = float(values.max()) / 1e6
     return figures
 
 
@@ -156,6 +165,9 @@ def record(
     if epochs:
         figures.update(_loader_record(epochs))
         figures["worker_start_s"] = worker_start_s
+    inferences = [one.inference for one in rounds if one.inference is not None]
+    if inferences:
+        figures.update(_inference_record(inferences))
     return figures
 
 
@@ -186,6 +198,19 @@ def _loader_record(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
         "accuracy": last.accuracy,
     }
     return {key: value for key, value in figures.items() if value is not None}
+
+
+def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
+    categories = range(len(inferences[0].confusion))
+    confusion = [[sum(one.confusion[i][j] for one in inferences) for j in categories] for i in categories]
+    batch_ns = array("q")
+    for one in inferences:
+        batch_ns.extend(one.batch_ns)
+    return {
+        "accuracy": sum(confusion[i][i] for i in categories) / sum(map(sum, confusion)),
+        "confusion": confusion,
+        **percentiles_ms(batch_ns, "batch_latency"),
+    }
 
 
 def check_pass(what: str, indices: Any, read_bytes: int, reads: int, sizes_bytes: Any, expected: int) -> None:

@@ -5,14 +5,17 @@ No framework is imported here: loaders and trainers are handed in.
 
 from __future__ import annotations
 
+import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from dnnbench.catalog import Catalog, list_catalog
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics import EpochFigures, Round, Tally, check_pass
+from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
 from dnnbench.storage.base import Storage
 
 
@@ -26,6 +29,7 @@ class Workload(Protocol):
     worker_start_s: float | None
     rounds: int | None
     reads_content: bool
+    part: str
 
     def prepare(self, number: int) -> None:
         """Makes round ``number`` (from 0) ready, outside of the clock."""
@@ -46,6 +50,7 @@ class Listing:
     rounds = None
     worker_start_s = None
     reads_content = False
+    part = "all"
 
     def __init__(
         self, storage: Storage, catalog: Catalog, sources: Sequence[str], labels: Sequence[str], workers: int
@@ -86,6 +91,7 @@ class Reading:
     rounds = None
     worker_start_s = None
     reads_content = True
+    part = "all"
 
     def __init__(self, storage: Storage, catalog: Catalog, concurrency: int | None, seed: int) -> None:
         self.what = "read" if concurrency is None else f"read c{concurrency}"
@@ -153,6 +159,7 @@ class Loading:
 
     rounds: int | None = None
     reads_content = True
+    part = "all"
 
     def __init__(self, storage: Storage, catalog: Catalog, loader: Loader, what: str) -> None:
         self.what = what
@@ -230,3 +237,41 @@ class Training(Loading):
         if not epochs:
             raise MeasurementError(f"{self.storage.label}: {self.what}: the trainer read nothing from its loader")
         return self._round(epochs, getattr(self.trainer, "history", ()))
+
+
+class Predictor(Protocol):
+    """A trained network of any framework: batches of images to indices of categories."""
+
+    def __call__(self, images: Any) -> npt.NDArray[np.int64]: ...
+
+
+class Inferring(Loading):
+    """A trained network over the held-out part: every sample read, decoded and predicted, batch by batch."""
+
+    part = "held out"
+
+    def __init__(self, storage: Storage, catalog: Catalog, loader: Loader, predict: Predictor, what: str) -> None:
+        super().__init__(storage, catalog, loader, what)
+        self._predict = predict
+        self._batch_ns = array("q")
+        self._confusion = np.zeros((0, 0), dtype=np.int64)
+
+    def prepare(self, number: int) -> None:
+        super().prepare(number)
+        categories = len(self.catalog.label_names)
+        self._batch_ns = array("q")
+        self._confusion = np.zeros((categories, categories), dtype=np.int64)
+
+    def run(self) -> None:
+        asked_ns = time.perf_counter_ns()
+        for images, labels in self.loader:
+            predicted = self._predict(images)
+            now_ns = time.perf_counter_ns()
+            self._batch_ns.append(now_ns - asked_ns)
+            np.add.at(self._confusion, (np.asarray(labels), predicted), 1)
+            asked_ns = now_ns
+
+    def account(self) -> Round:
+        finished = super().account()
+        finished.inference = Inference(self._confusion.tolist(), self._batch_ns)
+        return finished

@@ -178,6 +178,7 @@ class Execution(Section):
     rounds: PositiveInt = 3
     seed: NonNegativeInt = 0
     cache: Literal["cold", "warm"] = "cold"
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
 class DataLoader(Section):
@@ -237,6 +238,7 @@ class Model(Section):
 
     name: NonEmptyStr = "ConvNet"
     loss_function: str = "CrossEntropyLoss"
+    save_dir: str | None = None
 
 
 class Training(Section):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, cast
+
 import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
@@ -28,15 +34,53 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
 
 
-def make_trainer(config: Config, loader: MeteredPipeline, classes: int) -> DNNTrain:
-    """The configured trainer over a pipeline, with the configured network, both seeded."""
+def make_model(config: Config, classes: int) -> NeuralNetwork:
+    """The configured network, seeded."""
     keras.utils.set_random_seed(config.execution.seed)
     model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
     channels = 3 if config.dataset.image_mode == "colour" else 1
     model = construct(model_class, tuple(config.dataset.image_dimension), classes=classes, channels=channels)
     model.loss_function_name = config.model.loss_function
+    return cast(NeuralNetwork, model)
+
+
+def make_trainer(config: Config, loader: MeteredPipeline, classes: int) -> DNNTrain:
+    """The configured trainer over a pipeline, with the configured network, both seeded."""
+    model = make_model(config, classes)
     trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
     trainer: DNNTrain = trainer_class(
         config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
     )
     return trainer
+
+
+class Predictor:
+    """Predicts the category of each image of a batch [batch, height, width(, 3)]."""
+
+    def __init__(self, config: Config, model: NeuralNetwork) -> None:
+        self._device, self._model = resolve_device(config.device), model
+        # Compiled once, for batches of any length.
+        self._run = tf.function(lambda images: tf.nn.softmax(model(images, training=False)), reduce_retracing=True)
+
+    def scores(self, images: Any) -> npt.NDArray[np.float32]:
+        """Probabilities [batch, classes]."""
+        with tf.device(self._device):
+            return cast("npt.NDArray[np.float32]", self._run(tf.convert_to_tensor(images)).numpy())
+
+    def __call__(self, images: Any) -> npt.NDArray[np.int64]:
+        return np.asarray(self.scores(images).argmax(1), dtype=np.int64)
+
+
+MODEL_SUFFIX = ".keras"
+
+
+def save_model(model: NeuralNetwork, path: Path) -> None:
+    """Writes the network in Keras's own format."""
+    model.save(path)
+
+
+def load_model(config: Config, path: Path, classes: int) -> NeuralNetwork:
+    """The configured network with the weights of a file; nothing in the file is executed."""
+    model = make_model(config, classes)
+    model.load_weights(path)
+    return model

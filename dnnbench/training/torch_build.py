@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dnnbench.catalog import Catalog
@@ -28,15 +33,53 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return MeteredLoader(dataset, config.framework.batch_size, config.framework.pytorch.loader, config.execution.seed)
 
 
-def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrain:
-    """The configured trainer over a loader, with the configured network, both seeded."""
+def make_model(config: Config, classes: int) -> NeuralNetwork:
+    """The configured network, seeded."""
     torch.manual_seed(config.execution.seed)
     model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
     channels = 3 if config.dataset.image_mode == "colour" else 1
     model = construct(model_class, tuple(config.dataset.image_dimension), classes=classes, channels=channels)
     model.loss_function_name = config.model.loss_function
+    return cast(NeuralNetwork, model)
+
+
+def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrain:
+    """The configured trainer over a loader, with the configured network, both seeded."""
+    model = make_model(config, classes)
     trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
     trainer: DNNTrain = trainer_class(
         config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
     )
     return trainer
+
+
+class Predictor:
+    """Predicts the category of each image of a batch [batch, height, width(, 3)]."""
+
+    def __init__(self, config: Config, model: NeuralNetwork) -> None:
+        self._device = resolve_device(config.device)
+        self._model = model.to(self._device).eval()
+
+    def scores(self, images: Any) -> npt.NDArray[np.float32]:
+        """Probabilities [batch, classes]."""
+        with torch.inference_mode():
+            outputs = self._model(torch.as_tensor(images).to(self._device).float())
+            return cast("npt.NDArray[np.float32]", torch.softmax(outputs, 1).cpu().numpy())
+
+    def __call__(self, images: Any) -> npt.NDArray[np.int64]:
+        return np.asarray(self.scores(images).argmax(1), dtype=np.int64)
+
+
+MODEL_SUFFIX = ".pt"
+
+
+def save_model(model: NeuralNetwork, path: Path) -> None:
+    """Writes the weights alone."""
+    torch.save(model.state_dict(), path)
+
+
+def load_model(config: Config, path: Path, classes: int) -> NeuralNetwork:
+    """The configured network with the weights of a file; nothing in the file is executed."""
+    model = make_model(config, classes)
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return model

@@ -1,0 +1,63 @@
+"""The figures as a spreadsheet: one row per benchmark and epoch, appended across runs."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# What an epoch has of its own comes from the epoch; the rest is the benchmark's.
+PER_EPOCH = (
+    "samples", "bytes", "wall_s", "samples_per_s", "mib_per_s", "first_batch_s", "waiting_s", "computing_s",
+    "loss", "accuracy",
+)  # fmt: skip
+COLUMNS = (
+    "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "cache", "epoch", "objects",
+    *PER_EPOCH, "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
+    "cpu_s_per_object", "peak_memory_mib", "retries", "errors", "catalog_hash", "config_hash",
+)  # fmt: skip
+
+
+def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per epoch of a benchmark's ``extra_info``, or one for all of it where it has none."""
+    common = {key: figures[key] for key in COLUMNS if key in figures and key not in PER_EPOCH}
+    common |= {
+        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "benchmark": name,
+        "swept": " ".join(f"{key}={value}" for key, value in figures["swept"].items()),
+        "catalog_hash": figures["catalog"]["hash"],
+    }
+    parts = figures.get("epochs") or [figures]
+    return [common | {key: part[key] for key in (*PER_EPOCH, "epoch") if part.get(key) is not None} for part in parts]
+
+
+def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Adds rows to a file, in one write. A file with another header is kept under another name, which is returned."""
+    header = _line(COLUMNS)
+    kept = None
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="", encoding="utf-8") as file:
+            same = file.readline() == header
+        if not same:
+            kept = next(
+                p for p in (path.with_name(f"{path.stem}.{i}{path.suffix}") for i in _naturals()) if not p.exists()
+            )
+            path.rename(kept)
+    empty = not path.exists() or path.stat().st_size == 0
+    text = (header if empty else "") + "".join(_line([row.get(column, "") for column in COLUMNS]) for row in new)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(text)
+    return kept
+
+
+def _line(cells: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+
+def _naturals() -> range:
+    return range(1, 1_000_000)

@@ -1,0 +1,88 @@
+"""Trained networks: saved beside a description of what they are, loaded again, and asked about single images."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dnnbench.config import Config, expand_settings
+from dnnbench.errors import DnnbenchError
+from dnnbench.images import decode, is_image_name
+from dnnbench.storage.base import Storage
+
+BUILDERS = {"torch": "dnnbench.training.torch_build", "tf": "dnnbench.training.tensorflow_build"}
+
+
+class TrainedModelError(DnnbenchError):
+    """A saved network that cannot be used."""
+
+
+def load_builder(framework: str) -> Any:
+    """The file that builds a framework's parts: imported here, so that only what runs is loaded."""
+    return importlib.import_module(BUILDERS[framework])
+
+
+def save_trained(build: Any, config: Config, model: Any, name: str) -> Path:
+    """Saves a network in ``model.save_dir`` with its description beside it (``.json``); returns its path."""
+    folder = Path(str(config.model.save_dir)).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}{build.MODEL_SUFFIX}"
+    build.save_model(model, path)
+    resolved = config.resolved()
+    parts = {key: resolved[key] for key in ("dataset", "model")}
+    described = {"framework": name.partition("-")[0], "configuration": parts}
+    path.with_suffix(path.suffix + ".json").write_text(json.dumps(described, indent=2) + "\n")
+    return path
+
+
+class Trained:
+    """A saved network and what it was trained for. Raises `TrainedModelError` where the files don't fit."""
+
+    def __init__(self, path: Path) -> None:
+        described_in = path.with_suffix(path.suffix + ".json")
+        for file in (path, described_in):
+            if not file.is_file():
+                raise TrainedModelError(f"{file}: there is no such file; set model.save_dir and run test_inference")
+        try:
+            described = json.loads(described_in.read_text())
+            self.config = expand_settings(described["configuration"], [], str(described_in))[0].config
+            build = load_builder(described["framework"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise TrainedModelError(f"{described_in}: does not describe a network ({exc!r})") from exc
+        self.labels = self.config.dataset.label
+        try:
+            model = build.load_model(self.config, path, len(self.labels))
+        # What torch and Keras raise for a file that is damaged, or not theirs, has no common base.
+        except (OSError, ValueError, RuntimeError, KeyError, EOFError, TypeError, _unpickling_error()) as exc:
+            first_line = str(exc).strip().partition("\n")[0]
+            raise TrainedModelError(f"{path}: cannot be loaded as weights of this network ({first_line})") from exc
+        self._predictor = build.Predictor(self.config, model)
+
+    def predict(self, data: bytes) -> tuple[str, float]:
+        """(category, its probability) of one image's bytes. Raises `dnnbench.images.DecodeError`."""
+        dataset = self.config.dataset
+        height, width = dataset.image_dimension
+        pixels = decode(data, (height, width), dataset.image_mode == "colour")
+        scores = self._predictor.scores(pixels[None])[0]
+        best = int(scores.argmax())
+        return self.labels[best], float(scores[best])
+
+
+def images_at(storage: Storage, prefix: str) -> Iterator[tuple[str, bytes]]:
+    """(key, content) of the image at a key, or of every image below a prefix."""
+    if is_image_name(prefix):
+        yield prefix, storage.read(prefix)
+        return
+    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    for entry in sorted(storage.list(folder)):
+        if is_image_name(entry.key):
+            yield entry.key, storage.read(entry.key, entry.size_bytes)
+
+
+def _unpickling_error() -> type[Exception]:
+    import pickle
+
+    return pickle.UnpicklingError
