@@ -13,28 +13,27 @@ import tensorflow as tf
 from dnnbench.config import Config
 from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
 from dnnbench.datasets.samples import ImageSamples
-from dnnbench.errors import DnnbenchError, MeasurementError
+from dnnbench.errors import MeasurementError
 
 
-class TensorFlowDataset(ImageSamples):
-    """Sample ``i`` is ``(image, label)``; see `ImageSamples` for what to override.
+class RandomAccessDataset(ImageSamples):
+    """Sample ``i`` is ``(image, label)``; see `ImageSamples` for what to override."""
 
-    ``tf.data`` must know what comes: ``image_dtype``, and ``image_shape`` without the batch.
-    """
-
-    image_dtype: Any = np.uint8
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(height, width), or (height, width, 3) in colour."""
-        return (*self.image_dimension, 3) if self.colour else self.image_dimension
+    def image_spec(self) -> tuple[Any, tuple[int, ...]]:
+        """(dtype, shape) of every image, which ``tf.data`` must know before it reads: those of the first."""
+        pixels = np.asarray(self[0][0])
+        return pixels.dtype, pixels.shape
 
 
-class TensorFlowImageClassificationDataset(TensorFlowDataset):
+class TensorFlowImageClassificationDataset(RandomAccessDataset):
     """The default: images of ``dataset.image_dimension``, decoded like PyTorch's, bit for bit."""
 
     def __init__(self, config: dict[str, Any] = {}) -> None:  # noqa: B006 (the seed's signature; never changed)
         super().__init__(transform=None, config=config)
+
+    def image_spec(self) -> tuple[Any, tuple[int, ...]]:
+        """uint8 [height, width], or [height, width, 3] in colour; nothing is read to know it."""
+        return np.dtype(np.uint8), (*self.image_dimension, 3) if self.colour else self.image_dimension
 
 
 class MeteredPipeline(MeteredPasses):
@@ -46,7 +45,7 @@ class MeteredPipeline(MeteredPasses):
     """
 
     def __init__(
-        self, dataset: TensorFlowDataset, batch_size: int, section: Any = None, seed: int = 0, access: str = "random"
+        self, dataset: RandomAccessDataset, batch_size: int, section: Any = None, seed: int = 0, access: str = "random"
     ) -> None:
         super().__init__()
         section = section or Config().framework.tensorflow
@@ -55,7 +54,9 @@ class MeteredPipeline(MeteredPasses):
         self._shuffle = access == "random" and section.shuffle
         count = len(dataset)
         self.expected_samples = count - count % batch_size if section.drop_last else count
-        self._error: DnnbenchError | None = None
+        self._error: Exception | None = None
+        # A dataset that reads a sample to know this reads it here, before any clock runs.
+        self._image_dtype, self._image_shape = dataset.image_spec()
         self._pipeline = self._build()
 
     def __len__(self) -> int:
@@ -84,8 +85,8 @@ class MeteredPipeline(MeteredPasses):
         yield order[: self.expected_samples]
 
     def _sample(self, index: Any) -> tuple[Any, Any, Any]:
-        image, label = tf.numpy_function(self._read, [index], [self.dataset.image_dtype, tf.int64])
-        image.set_shape(self.dataset.image_shape)
+        image, label = tf.numpy_function(self._read, [index], [self._image_dtype, tf.int64])
+        image.set_shape(self._image_shape)
         label.set_shape(())
         return image, label, index
 
@@ -93,15 +94,15 @@ class MeteredPipeline(MeteredPasses):
         try:
             image, label = self.dataset[int(index)]
             pixels = np.asarray(image)
-            if pixels.dtype != self.dataset.image_dtype or pixels.shape != self.dataset.image_shape:
+            if pixels.dtype != self._image_dtype or pixels.shape != self._image_shape:
                 raise MeasurementError(
-                    f"{type(self.dataset).__name__}: returned {pixels.dtype} {pixels.shape}, but its image_dtype and "
-                    f"image_shape say {np.dtype(self.dataset.image_dtype)} {self.dataset.image_shape}"
+                    f"{type(self.dataset).__name__}: image {int(index)} is {pixels.dtype} {pixels.shape}, but the "
+                    f"first one is {self._image_dtype} {self._image_shape}; a batch needs images that are alike"
                 )
-        except DnnbenchError as exc:
-            # TensorFlow makes an error of its own of this one; `_next` brings it back.
-            self._error = exc
-            raise
+        except Exception as exc:
+            # TensorFlow would make an error of its own of it, and log its traceback; `_next` raises it as it is.
+            self._error = self._error or exc
+            return np.zeros(self._image_shape, self._image_dtype), np.int64(-1)
         return pixels, np.int64(label)
 
     def _start_pass(self, number: int) -> Iterator[Any]:
@@ -114,12 +115,10 @@ class MeteredPipeline(MeteredPasses):
         self.dataset.storage.meter.take()
 
     def _next(self, iterator: Iterator[Any]) -> Any:
-        try:
-            return next(iterator, None)
-        except tf.errors.OpError:
-            if self._error is not None:
-                raise self._error from None
-            raise
+        received = next(iterator, None)
+        if self._error is not None:
+            raise self._error
+        return received
 
     def _unpack(self, received: Any, epoch: Epoch) -> Any:
         images, labels, indices = received

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,11 +11,41 @@ from keras import layers
 from dnnbench.models.losses import find_loss
 
 
-def _cross_entropy() -> Any:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def _negative_log_likelihood(labels: Any, outputs: Any) -> Any:
+    """Minus the output of the right category, as PyTorch's NLLLoss has it."""
+    return -_right_output(labels, outputs)
 
 
-LOSSES = {"CrossEntropyLoss": _cross_entropy}
+def _multi_margin(labels: Any, outputs: Any) -> Any:
+    """PyTorch's MultiMarginLoss: by how much each wrong category comes within 1 of the right one, over all."""
+    margins = keras.ops.relu(1 - _right_output(labels, outputs)[:, None] + outputs)
+    # The right category is within 1 of itself, and is not meant.
+    return (keras.ops.sum(margins, axis=1) - 1) / outputs.shape[-1]
+
+
+def _right_output(labels: Any, outputs: Any) -> Any:
+    # Keras hands labels over as floats.
+    numbers = keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32")
+    return keras.ops.sum(outputs * keras.ops.one_hot(numbers, outputs.shape[-1], dtype=outputs.dtype), axis=1)
+
+
+class _MeanLoss(keras.losses.Loss):  # type: ignore[misc]
+    """The mean over the batch of what a function says of each sample."""
+
+    def __init__(self, of_each: Callable[[Any, Any], Any]) -> None:
+        super().__init__(name=of_each.__name__.lstrip("_"))
+        self._of_each = of_each
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self._of_each(y_true, y_pred)
+
+
+# The same names, and the same values, as PyTorch's.
+LOSSES: dict[str, Callable[[], Any]] = {
+    "CrossEntropyLoss": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "NLLLoss": lambda: _MeanLoss(_negative_log_likelihood),
+    "MultiMarginLoss": lambda: _MeanLoss(_multi_margin),
+}
 
 
 class NeuralNetwork(keras.Model):  # type: ignore[misc]

@@ -42,7 +42,23 @@ class RandomAccessDatasetTrain(DNNTrain):
             self.model.compile(
                 optimizer=keras.optimizers.Adam(1e-3), loss=self.model.loss_function(), metrics=["accuracy"]
             )
-            fitted = self.model.fit(self.train_dataloader, epochs=self.epochs, verbose=0).history
+            fitted = self.model.fit(
+                self.train_dataloader, epochs=self.epochs, verbose=0, callbacks=[_LossLog(self.max_batch_size)]
+            ).history
         for epoch, (loss, accuracy) in enumerate(zip(fitted["loss"], fitted["accuracy"], strict=True)):
-            logger.info("epoch %d: loss %.3f", epoch + 1, loss)
             self.history.append({"epoch": epoch + 1, "loss": float(loss), "accuracy": float(accuracy)})
+
+
+class _LossLog(keras.callbacks.Callback):  # type: ignore[misc]
+    """Logs the epoch's mean loss so far, every so many batches."""
+
+    def __init__(self, every_batches: int) -> None:
+        super().__init__()
+        self._every_batches, self._epoch = every_batches, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch % self._every_batches == 0:
+            logger.info("epoch %d, batch %d: loss %.3f", self._epoch, batch, logs["loss"])

@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
-from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowDataset
+from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset
 from dnnbench.models.tensorflow import NeuralNetwork
 from dnnbench.plugins import construct, load_class
 from dnnbench.storage.base import Storage
 from dnnbench.training.tensorflow import DNNTrain, resolve_device
 
-# The configuration's default names mean each framework's own class.
+# The default of either framework's name means each framework's own class.
 _DATASET = "dnnbench.datasets.tensorflow:TensorFlowImageClassificationDataset"
 DATASETS = {"TorchImageClassificationDataset": _DATASET, "TensorFlowImageClassificationDataset": _DATASET}
 MODELS = {"ConvNet": "dnnbench.models.tensorflow:ConvNet"}
@@ -27,7 +27,7 @@ TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.tensorflow:RandomAcc
 
 def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredPipeline:
     """A metered pipeline over the catalog; ``access`` is ``random`` or ``sequential``."""
-    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, TensorFlowDataset)
+    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
     dataset = dataset_class(config=config.resolved())
     dataset.bind(storage, catalog)
     framework = config.framework

@@ -1,0 +1,335 @@
+"""TensorFlow's twin: the same samples as PyTorch's, metered alike, and both in one process.
+
+Run by `test_tensorflow` in a process of its own: no fork is safe where TensorFlow has started.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from fakes import MemoryStorage, make_catalog, make_contents
+
+from dnnbench.config import ConfigError, expand_settings
+from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset, TensorFlowImageClassificationDataset
+from dnnbench.errors import MeasurementError
+from dnnbench.models.tensorflow import ConvNet, NeuralNetwork
+from dnnbench.storage import CorruptError
+from dnnbench.training.tensorflow import DNNTrain, RandomAccessDatasetTrain, resolve_device
+
+ROOT = Path(__file__).parent.parent
+COUNT = 22
+
+
+def _section(**settings):
+    arguments = [f"framework.TensorFlow.{key}={json.dumps(value)}" for key, value in settings.items()]
+    return expand_settings({}, arguments)[0].config.framework.tensorflow
+
+
+def _bound(dataset=None, count=COUNT, **storage):
+    dataset = TensorFlowImageClassificationDataset() if dataset is None else dataset
+    contents = make_contents(count)
+    dataset.bind(MemoryStorage(contents, **storage), make_catalog(contents))
+    return dataset
+
+
+@pytest.mark.parametrize("access", ["random", "sequential"])
+@pytest.mark.parametrize("name", ["fs", "aws"])
+def test_the_pixels_are_pytorchs_bit_for_bit(access, name):
+    from dnnbench.datasets.torch import TorchImageClassificationDataset
+
+    dataset = _bound(name=name)
+    twin = TorchImageClassificationDataset()
+    twin.bind(dataset.storage, dataset.catalog)
+    pipeline = MeteredPipeline(dataset, 5, access=access)
+    batches = list(pipeline)
+    (epoch,) = pipeline.take_epochs()
+    images = np.concatenate([images.numpy() for images, _ in batches])
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    for position, index in enumerate(epoch.indices):
+        image, label = twin[int(index)]
+        assert np.array_equal(image.numpy(), images[position])
+        assert label == labels[position]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_parallel_calls": 1}, {"prefetch": 3}, {"deterministic": False}])
+@pytest.mark.parametrize("access", ["random", "sequential"])
+def test_an_epoch_accounts_for_exactly_what_came_through(access, settings):
+    dataset = _bound()
+    pipeline = MeteredPipeline(dataset, 5, _section(**settings), access=access)
+    for _ in range(3):
+        assert sum(len(labels) for _, labels in pipeline) == COUNT
+    for epoch in pipeline.take_epochs():
+        assert sorted(epoch.indices) == list(range(COUNT))
+        assert len(epoch.tally.latency_ns) == COUNT
+        assert epoch.tally.read_bytes == dataset.catalog.total_bytes
+        assert epoch.batches == len(pipeline) == 5
+        assert epoch.complete
+        assert 0 < epoch.first_batch_ns <= epoch.wait_ns
+        assert epoch.wait_ns + epoch.compute_ns <= epoch.wall_ns
+
+
+def test_orders_are_fresh_per_epoch_and_the_same_as_pytorchs():
+    from dnnbench.datasets.torch import TorchImageClassificationDataset
+    from dnnbench.datasets.torch_loader import MeteredLoader
+
+    dataset = _bound()
+    twin = TorchImageClassificationDataset()
+    twin.bind(dataset.storage, dataset.catalog)
+    section = expand_settings({}, ["framework.PyTorch.DataLoader.num_workers=0"])[0].config.framework.pytorch.loader
+    orders = []
+    for loader in (MeteredPipeline(dataset, 4, seed=7), MeteredLoader(twin, 4, section, seed=7)):
+        for _ in range(2):
+            list(loader)
+        orders.append([epoch.indices.tolist() for epoch in loader.take_epochs()])
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+
+
+def test_sequential_and_unshuffled_are_the_catalogs_order():
+    for pipeline in (
+        MeteredPipeline(_bound(), 5, access="sequential"),
+        MeteredPipeline(_bound(), 5, _section(shuffle=False)),
+    ):
+        list(pipeline)
+        assert pipeline.take_epochs()[0].indices.tolist() == list(range(COUNT))
+
+
+def test_a_shuffle_buffer_shuffles_within_it():
+    pipeline = MeteredPipeline(_bound(), 5, _section(shuffle_buffer=3))
+    list(pipeline)
+    order = pipeline.take_epochs()[0].indices.tolist()
+    assert sorted(order) == list(range(COUNT)) != order
+    assert all(index <= position + 3 for position, index in enumerate(order))
+
+
+def test_drop_last_reads_nothing_that_it_drops():
+    dataset = _bound()
+    pipeline = MeteredPipeline(dataset, 5, _section(drop_last=True))
+    assert [len(labels) for _, labels in pipeline] == [5, 5, 5, 5]
+    (epoch,) = pipeline.take_epochs()
+    assert (len(epoch.tally.latency_ns), pipeline.expected_samples) == (20, 20)
+
+
+def test_a_corrupt_image_comes_out_as_our_error():
+    dataset = _bound()
+    key = dataset.catalog.key(3)
+    dataset.storage.contents[key] = b"x" * dataset.catalog.size_bytes(3)
+    with pytest.raises(CorruptError, match=key):
+        list(MeteredPipeline(dataset, 5))
+
+
+def test_images_that_are_not_alike_are_an_error_that_says_what_they_are():
+    class Uneven(RandomAccessDataset):
+        def decode(self, data):
+            return super().decode(data)[: 32 if len(data) % 2 else 31]
+
+    dataset = _bound(Uneven())
+    dataset.storage.contents = {k: d + b"x" * (i == 7) for i, (k, d) in enumerate(dataset.storage.contents.items())}
+    dataset.catalog = make_catalog(dataset.storage.contents)
+    with pytest.raises(MeasurementError, match=r"Uneven: image 7 is uint8 \(3[12], 32\), but the first one is"):
+        list(MeteredPipeline(dataset, 5))
+
+
+class Marked(RandomAccessDataset):
+    """A user's dataset: its own reading, floats, and a transform."""
+
+    def __init__(self, config={}):  # noqa: B006
+        super().__init__(transform=lambda image: image.astype(np.float32) / 255, config=config)
+
+
+def test_a_users_dataset_is_metered_without_its_help():
+    pipeline = MeteredPipeline(_bound(Marked()), 5)
+    (images, _), *_ = list(pipeline)
+    assert images.dtype == tf.float32
+    (epoch,) = pipeline.take_epochs()
+    # What was read to know the dtype and the shape is no part of an epoch.
+    assert (epoch.samples, len(epoch.tally.latency_ns)) == (COUNT, COUNT)
+
+
+@pytest.mark.parametrize("accept", ["numpy", "tensor"])
+def test_a_users_own_mistake_keeps_its_kind_and_names_the_object(accept, capfd):
+    class Mistaken(RandomAccessDataset):
+        def decode(self, data):
+            pixels = super().decode(data)
+            if pixels[0, 0] == 9:
+                raise ZeroDivisionError("the user's own mistake")
+            return tf.constant(pixels) if accept == "tensor" else pixels
+
+    with pytest.raises(ZeroDivisionError, match="own mistake") as caught:
+        list(MeteredPipeline(_bound(Mistaken()), 5))
+    assert any("0009.png" in note for note in caught.value.__notes__)
+    # TensorFlow logs what it catches; nothing of this is for it to catch.
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dimension", [(1, 1), (32, 32), (7, 19)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_network_takes_any_dimension(dimension, channels):
+    network = ConvNet(dimension, classes=5, channels=channels)
+    shape = (2, *dimension, 3) if channels == 3 else (2, *dimension)
+    assert network(np.zeros(shape, dtype=np.uint8)).shape == (2, 5)
+    assert (network.image_input_height, network.image_input_width) == dimension
+
+
+@pytest.mark.parametrize("name", ["", "CorssEntrophy", "cross_entropy", "CrossEntropyLoss", "<Specify Loss Function>"])
+def test_the_loss_is_found_by_any_of_its_names(name):
+    network = NeuralNetwork()
+    network.loss_function_name = name
+    loss = network.loss_function()(np.array([1]), np.array([[0.0, 0.0]], dtype=np.float32))
+    assert float(loss) == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"])
+def test_every_loss_has_pytorchs_values(name):
+    import torch
+
+    from dnnbench.models.torch import LOSSES
+
+    outputs = np.random.default_rng(1).normal(0, 2, (7, 4)).astype(np.float32)
+    labels = np.arange(7) % 4
+    network = NeuralNetwork()
+    network.loss_function_name = name
+    expected = LOSSES[name]()(torch.from_numpy(outputs), torch.from_numpy(labels))
+    assert float(network.loss_function()(labels, outputs)) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_both_frameworks_know_the_same_losses():
+    from dnnbench.models import tensorflow as ours
+    from dnnbench.models import torch as theirs
+
+    assert list(ours.LOSSES) == list(theirs.LOSSES)
+
+
+def test_an_unknown_loss_names_the_known_ones():
+    network = NeuralNetwork()
+    network.loss_function_name = "NLLoss"
+    with pytest.raises(ConfigError, match=r'expected one of CrossEntropyLoss.*did you mean "NLLLoss"'):
+        network.loss_function()
+
+
+def test_a_gpu_that_is_not_there_is_an_error():
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match='set it to "cpu"'):
+        resolve_device("gpu")
+
+
+def _train(kind, epochs=4):
+    pipeline = MeteredPipeline(_bound(), 4)
+    trainer = kind(
+        config={"framework": {"epochs": epochs}}, dataloader=pipeline, model=ConvNet((32, 32), classes=2), device=None
+    )
+    trainer.train()
+    return trainer, pipeline.take_epochs()
+
+
+def test_fit_is_metered_epoch_by_epoch():
+    trainer, epochs = _train(RandomAccessDatasetTrain)
+    assert len(epochs) == len(trainer.history) == 4
+    assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
+    for epoch in epochs:
+        assert sorted(epoch.indices) == list(range(COUNT))
+        assert len(epoch.tally.latency_ns) == COUNT
+        assert epoch.complete
+        assert min(epoch.wait_ns, epoch.compute_ns, epoch.first_batch_ns) > 0
+        assert epoch.wait_ns + epoch.compute_ns <= epoch.wall_ns
+    assert epochs[0].indices.tolist() != epochs[1].indices.tolist()
+
+
+def test_the_loss_is_logged_every_so_many_batches(caplog):
+    caplog.set_level("INFO", logger="dnnbench.training.tensorflow")
+    trainer = RandomAccessDatasetTrain(
+        config={"framework": {"epochs": 1, "max_batch_size": 2}},
+        dataloader=MeteredPipeline(_bound(), 4),
+        model=ConvNet((32, 32), classes=2),
+        device=None,
+    )
+    trainer.train()
+    assert [record.args[1] for record in caplog.records] == [0, 2, 4]
+
+
+class OwnLoop(DNNTrain):
+    """A user's own loop over the loader that it is handed."""
+
+    def __init__(self, **kwargs):
+        self.train_dataloader = kwargs["dataloader"]
+        super().__init__(config=kwargs["config"], model=kwargs["model"], device=kwargs["device"])
+
+    def train(self):
+        criterion = self.model.loss_function()
+        optimizer = tf.keras.optimizers.SGD(0.01)
+        for _ in range(self.epochs):
+            for images, labels in self.train_dataloader:
+                with tf.GradientTape() as tape:
+                    loss = criterion(labels, self.model(images, training=True))
+                weights = self.model.trainable_variables
+                optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+
+
+def test_a_users_own_loop_is_metered_from_outside():
+    _, epochs = _train(OwnLoop, epochs=2)
+    assert [epoch.samples for epoch in epochs] == [COUNT, COUNT]
+    assert min(epoch.compute_ns for epoch in epochs) > 0
+
+
+def test_an_error_in_the_middle_of_fit_is_ours():
+    dataset = _bound()
+    key = dataset.catalog.key(3)
+    dataset.storage.contents[key] = b"x" * dataset.catalog.size_bytes(3)
+    model = ConvNet((32, 32), classes=2)
+    model.compile(optimizer="adam", loss=model.loss_function())
+    with pytest.raises(CorruptError, match=key):
+        model.fit(MeteredPipeline(dataset, 4), verbose=0)
+
+
+BOTH = """
+import sys
+sys.path[:0] = {paths!r}
+from fakes import MemoryStorage, make_catalog, make_contents
+from dnnbench.config import expand_settings
+
+def torch_epoch():
+    from dnnbench.datasets.torch import TorchImageClassificationDataset
+    from dnnbench.datasets.torch_loader import MeteredLoader
+    dataset = TorchImageClassificationDataset()
+    dataset.bind(MemoryStorage(make_contents(20)), make_catalog(make_contents(20)))
+    section = expand_settings({{}}, ["framework.PyTorch.DataLoader.num_workers=2"])[0].config.framework.pytorch.loader
+    loader = MeteredLoader(dataset, 4, section)
+    for _ in range(2):
+        assert sum(len(labels) for _, labels in loader) == 20
+    loader.close()
+
+def tf_epoch():
+    from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowImageClassificationDataset
+    dataset = TensorFlowImageClassificationDataset()
+    dataset.bind(MemoryStorage(make_contents(20)), make_catalog(make_contents(20)))
+    assert sum(len(labels) for _, labels in MeteredPipeline(dataset, 4)) == 20
+
+if __name__ == "__main__":
+    for step in {order}:
+        step()
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("order", ["[tf_epoch, torch_epoch, tf_epoch]", "[torch_epoch, tf_epoch, torch_epoch]"])
+def test_both_frameworks_load_in_one_process_in_either_order(order, tmp_path):
+    script = tmp_path / "both.py"
+    script.write_text(BOTH.format(paths=[str(ROOT), str(ROOT / "tests")], order=order))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "done", done.stderr
+
+
+def test_forking_after_tensorflow_is_refused():
+    from dnnbench.datasets.torch import TorchImageClassificationDataset
+    from dnnbench.datasets.torch_loader import MeteredLoader
+
+    dataset = TorchImageClassificationDataset()
+    dataset.bind(MemoryStorage(make_contents(4)), make_catalog(make_contents(4)))
+    settings = ["framework.PyTorch.DataLoader.multiprocessing_context=fork"]
+    with pytest.raises(ConfigError, match="forkserver"):
+        MeteredLoader(dataset, 2, expand_settings({}, settings)[0].config.framework.pytorch.loader)
