@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ COLUMNS = (
 
 def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per epoch of a benchmark's ``extra_info``, or one for all of it where it has none."""
-    common = {key: figures[key] for key in COLUMNS if key in figures and key not in PER_EPOCH}
+    common = {key: figures[key] for key in COLUMNS if key in figures}
+    if "epochs" in figures:
+        # A total in the row of one epoch would be read as that epoch's.
+        common = {key: value for key, value in common.items() if key not in PER_EPOCH or key == "accuracy"}
     common |= {
         "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "benchmark": name,
@@ -42,9 +46,8 @@ def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
         with path.open(newline="", encoding="utf-8") as file:
             same = file.readline() == header
         if not same:
-            kept = next(
-                p for p in (path.with_name(f"{path.stem}.{i}{path.suffix}") for i in _naturals()) if not p.exists()
-            )
+            others = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+            kept = next(other for other in others if not other.exists())
             path.rename(kept)
     empty = not path.exists() or path.stat().st_size == 0
     text = (header if empty else "") + "".join(_line([row.get(column, "") for column in COLUMNS]) for row in new)
@@ -57,7 +60,3 @@ def _line(cells: Sequence[Any]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
-
-
-def _naturals() -> range:
-    return range(1, 1_000_000)
