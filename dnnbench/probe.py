@@ -1,7 +1,8 @@
-"""Watches processes while a benchmark runs: peak memory of this process and its loader workers."""
+"""Watches processes while a benchmark runs: its peak memory, and the processor time that others took from it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -23,8 +24,8 @@ class PeakMemory:
 
     PSS shares out pages that processes have in common, so forked workers are not counted as
     copies. ``without`` are processes that are not the client's, such as local servers.
-    ``peak_bytes`` is None where the kernel does not tell; ``cpu_ns`` is what the watching itself
-    cost, to be taken off the client's CPU time.
+    ``peak_bytes`` and ``start_bytes``, the first sample, are None where the kernel does not tell;
+    ``cpu_ns`` is what the watching itself cost, to be taken off the client's CPU time.
     """
 
     def __init__(self, without: Collection[int] = ()) -> None:
@@ -32,10 +33,12 @@ class PeakMemory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="dnnbench-memory")
         self.peak_bytes: int | None = None
+        self.start_bytes: int | None = None
         self.cpu_ns = 0
 
     def __enter__(self) -> PeakMemory:
         self.sample()
+        self.start_bytes = self.peak_bytes
         self._thread.start()
         return self
 
@@ -63,6 +66,52 @@ class PeakMemory:
 
         children = psutil.Process().children(recursive=True)
         return [os.getpid(), *(child.pid for child in children if child.pid not in self._without)]
+
+
+class OtherWork:
+    """Processor time that processes which are not ours took from the cores that this one may use.
+
+    Ours are this process and everything that descends from it, local servers included. Others are
+    what the kernel counts as user, system or stolen time beyond that; interrupts are left out,
+    since our own network traffic causes them too. The kernel counts in ticks of about 10 ms.
+    """
+
+    def __init__(self) -> None:
+        self.cpu_ns = 0
+        self._since: tuple[float, float] | None = None
+
+    def start(self) -> None:
+        """Counts from now on."""
+        self._since = _cores_busy_s(), _own_cpu_s()
+
+    def stop(self) -> None:
+        """Adds what others took since `start` to ``cpu_ns``."""
+        if self._since is not None:
+            busy_s, own_s = _cores_busy_s() - self._since[0], _own_cpu_s() - self._since[1]
+            self.cpu_ns += max(round((busy_s - own_s) * 1e9), 0)
+            self._since = None
+
+
+def _cores_busy_s() -> float:
+    import psutil
+
+    cpus = psutil.cpu_times(percpu=True)
+    mine = [cpus[number] for number in os.sched_getaffinity(0) if number < len(cpus)]
+    return sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in mine)
+
+
+def _own_cpu_s() -> float:
+    """What this process, its living descendants and those that they have waited for have used so far."""
+    import psutil
+
+    me = psutil.Process()
+    total_s = 0.0
+    for process in (me, *me.children(recursive=True)):
+        # A process may end while it is looked at; then its parent counts it.
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total_s += times.user + times.system + times.children_user + times.children_system
+    return total_s
 
 
 def _pss_bytes(pid: int) -> int | None:

@@ -131,8 +131,7 @@ class Reading:
         check_pass(
             f"{self.storage.label}: {self.what}",
             indices,
-            tally.read_bytes,
-            len(tally.latency_ns),
+            tally,
             self.catalog.sizes_bytes,
             len(self.catalog),
         )
@@ -189,8 +188,7 @@ class Loading:
             check_pass(
                 f"{self.storage.label}: {self.what}",
                 epoch.indices,
-                epoch.tally.read_bytes,
-                len(epoch.tally.latency_ns),
+                epoch.tally,
                 self.catalog.sizes_bytes,
                 self.loader.expected_samples,
             )

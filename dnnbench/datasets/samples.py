@@ -7,6 +7,7 @@ from typing import Any
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
+from dnnbench.datasets.own_reads import metered
 from dnnbench.images import DecodeError, decode
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import CorruptError
@@ -30,7 +31,9 @@ class ImageSamples:
     """Sample ``i`` of the catalog as ``(image, label)``; the base of every framework's dataset.
 
     Subclasses override `read_file_system_data` or `read_s3_object`; each gets the object's key and
-    returns the image (tensor, array or PIL image). ``config`` is the configuration as a dictionary,
+    returns the image (tensor, array or PIL image). What they read through ``self.storage`` is
+    counted and timed; a file may also be opened by its path, which is metered from outside
+    (`dnnbench.datasets.own_reads`). ``config`` is the configuration as a dictionary,
     ``config["dataset"]["image_dimension"]`` and so on; secrets are masked in it, and
     ``self.storage`` is signed in. ``transform`` is applied to what was read.
     """
@@ -58,12 +61,23 @@ class ImageSamples:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         key = ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
         try:
-            image = self.read_file_system_data(key) if self.storage.name == "fs" else self.read_s3_object(key)
+            image = self._read(key)
+            if self.transform is not None:
+                image = self.transform(image)
         except DecodeError as exc:
             raise CorruptError(self.storage.label, key, str(exc)) from exc
-        if self.transform is not None:
-            image = self.transform(image)
+        except Exception as exc:
+            # A mistake of the user's own code, or an image that it cannot take: of which object, it seldom says.
+            exc.add_note(f"dnnbench: this happened with {key!r}")
+            raise
         return image, self.catalog.label(index)
+
+    def _read(self, key: ListedKey) -> Any:
+        if self.storage.name != "fs":
+            return self.read_s3_object(key)
+        if type(self).read_file_system_data is ImageSamples.read_file_system_data:
+            return self.read_file_system_data(key)
+        return metered(self.storage.meter, self.read_file_system_data, key)
 
     def read_file_system_data(self, image: str) -> Any:
         """Reads and decodes the file ``image`` (its path)."""

@@ -34,13 +34,27 @@ class Meter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tally = Tally()
+        self._thread = threading.local()
         self.reads = 0
 
+    @property
+    def reads_of_this_thread(self) -> int:
+        """How many reads the calling thread has done; only grows."""
+        return getattr(self._thread, "reads", 0)
+
     def read_done(self, latency_ns: int, size_bytes: int) -> None:
+        self._thread.reads = self.reads_of_this_thread + 1
         with self._lock:
             self._tally.latency_ns.append(latency_ns)
             self._tally.read_bytes += size_bytes
             self.reads += 1
+
+    def own_read_done(self, latency_ns: int, size_bytes: int) -> None:
+        """Counts a read that a user's dataset made past the storage."""
+        self.request("READ")
+        with self._lock:
+            self._tally.own_reads += 1
+        self.read_done(latency_ns, size_bytes)
 
     def request(self, verb: str) -> None:
         with self._lock:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -20,8 +21,9 @@ def make_cold(paths: Iterable[str]) -> str:
     for path in paths:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # Pages that are not yet on the disk cannot be dropped.
-            os.fsync(handle)
+            # Pages that are not yet on the disk cannot be dropped. Where this fails, `mincore` will tell.
+            with contextlib.suppress(OSError):
+                os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             resident, _ = resident_pages(handle)
             cold = cold and resident == 0
