@@ -22,6 +22,10 @@ class PluginError(DnnbenchError):
     """A class that the configuration names cannot be used."""
 
 
+class OtherFrameworkError(PluginError):
+    """The class is the right kind of thing, for another framework than this one."""
+
+
 def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> Any:
     """The class that ``name`` means; ``key`` is the configuration's, ``builtins`` maps names to ``module:Class``.
 
@@ -45,8 +49,22 @@ def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> 
         hint = f'; did you mean "{near[0]}"?' if near else ""
         raise PluginError(f'{key}: "{module_name}" has no class "{class_name}"{hint}')
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(f'{key}: "{name}" must be a subclass of {base.__module__}.{base.__qualname__}')
+        wrong = f'{key}: "{name}" must be a subclass of {base.__module__}.{base.__qualname__}'
+        if isinstance(found, type) and _is_of_a_sibling(found, base):
+            raise OtherFrameworkError(f"{wrong}; it is another framework's: set framework.name to the one it is for")
+        raise PluginError(wrong)
     return found
+
+
+def _is_of_a_sibling(found: type, base: type) -> bool:
+    """Whether a class descends from the base's namesake beside it, which is another framework's."""
+    package = base.__module__.rpartition(".")[0]
+    return any(
+        kind.__name__ == base.__name__
+        and kind.__module__ != base.__module__
+        and kind.__module__.rpartition(".")[0] == package
+        for kind in found.__mro__
+    )
 
 
 def construct(kind: Any, *arguments: Any, **known: Any) -> Any:

@@ -38,6 +38,11 @@ def jpeg(seed, side=24):
 @pytest.fixture
 def data(tmp_path):
     """A folder with one small source, and the configuration that names it."""
+    return tmp_path / "flowers", make_data(tmp_path)
+
+
+def make_data(tmp_path):
+    """Makes the folder ``flowers`` and a configuration in a folder; returns the configuration's path."""
     folder = tmp_path / "flowers"
     for label in LABELS:
         (folder / label).mkdir(parents=True)
@@ -46,31 +51,40 @@ def data(tmp_path):
     config = {
         "storage": {"format": "fs", "name": "nfs1", "fs": {"data_dir": [str(folder)]}},
         "dataset": {"label": LABELS},
-        "framework": {"PyTorch": {"DataLoader": {"num_workers": 0}}, "batch_size": 3, "epochs": 2},
+        "execution": {"test_share": 0.5},
+        "framework": {"name": "PyTorch", "PyTorch": {"DataLoader": {"num_workers": 0}}, "batch_size": 3, "epochs": 2},
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    return folder, path
+    return path
 
 
-def test_measures_a_folder_and_says_what_it_read(data, tmp_path):
-    folder, config = data
-    out = tmp_path / "out.json"
-    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}")
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(total bytes of the folder, the result of a run of everything on it, what the run printed, its path)."""
+    folder = tmp_path_factory.mktemp("measured")
+    config = make_data(folder)
+    out = folder / "out.json"
+    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "--dnn-set=framework.name=PyTorch,TensorFlow")
     assert done.returncode == 0, done.stdout + done.stderr
     total_bytes = sum(file.stat().st_size for file in folder.rglob("*.jpg"))
-    result = json.loads(out.read_text())
+    return total_bytes, json.loads(out.read_text()), done.stdout, out
+
+
+def test_every_benchmark_says_what_it_read(measured):
+    total_bytes, result, _, _ = measured
     assert result["dnnbench"]["complete"] is True
     assert result["dnnbench"]["machine"]["packages"]["torch"]
-    names = [b["name"] for b in result["benchmarks"]]
-    assert "test_loader[fs-posix-torch-random]" in names
-    assert "test_read[fs-posix-c8]" in names
+    kinds = {}
     for one in result["benchmarks"]:
         info = one["extra_info"]
+        kinds.setdefault(one["name"].partition("[")[0], []).append(one["name"])
         assert all(value is None or isinstance(value, str) for value in (one["params"] or {}).values())
         assert info["schema"] == 1
         assert info["storage_label"] == "nfs1"
-        assert info["catalog"]["bytes"] == total_bytes
+        # Two of each four of a category are held out with a share of 0.5.
+        expected = total_bytes if info["catalog"]["part"] == "all" else info["catalog"]["bytes"]
+        assert info["catalog"]["bytes"] == expected
         assert info["wall_s"] == pytest.approx(sum(one["stats"]["data"]), rel=0.05)
         assert info["objects_per_s"] == pytest.approx(info["objects"] / info["wall_s"])
         if "listing" in one["name"]:
@@ -79,32 +93,82 @@ def test_measures_a_folder_and_says_what_it_read(data, tmp_path):
         assert info["latency_count"] == info["objects"]
         assert info["requests"] == {"READ": info["objects"]}
         if "epochs" in info:
-            assert {epoch["bytes"] for epoch in info["epochs"]} == {total_bytes}
-            assert {epoch["samples"] for epoch in info["epochs"]} == {8}
+            assert {epoch["bytes"] for epoch in info["epochs"]} == {expected}
+            assert {epoch["samples"] for epoch in info["epochs"]} == {info["catalog"]["objects"]}
         else:
-            assert {r["bytes"] for r in info["per_round"]} == {total_bytes}
-    training = next(b["extra_info"] for b in result["benchmarks"] if "training" in b["name"])
+            assert {r["bytes"] for r in info["per_round"]} == {expected}
+    assert {kind: len(names) for kind, names in kinds.items()} == {
+        "test_listing": 1, "test_read": 4, "test_loader": 4, "test_training": 2, "test_inference": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", ["torch", "tf"])
+def test_training_and_inference_are_recorded_alike_for_both_frameworks(measured, framework):
+    records = {b["name"]: b["extra_info"] for b in measured[1]["benchmarks"]}
+    training = records[f"test_training[fs-posix-{framework}-random]"]
     assert len(training["epochs"]) == 2
     assert 0 <= training["accuracy"] <= 1
-    assert re.search(r"storage +client +what .*waiting", done.stdout)
+    for epoch in training["epochs"]:
+        assert {"loss", "accuracy", "samples_per_s", "waiting_s", "computing_s", "first_batch_s"} <= set(epoch)
+    inference = records[f"test_inference[fs-posix-{framework}-random]"]
+    rounds = inference["rounds"]
+    assert inference["catalog"]["part"] == "held out"
+    assert inference["catalog"]["objects"] == 4
+    confusion = inference["confusion"]
+    assert [sum(row) for row in confusion] == [2 * rounds, 2 * rounds]
+    assert inference["accuracy"] == (confusion[0][0] + confusion[1][1]) / (4 * rounds)
+    assert inference["batch_latency_count"] == 2 * rounds
+    assert inference["batch_latency_p50_ms"] <= inference["batch_latency_max_ms"]
+
+
+def test_a_person_sees_one_table(measured):
+    stdout = measured[2]
+    assert re.search(r"storage +client +what .*waiting", stdout)
+    for what in ("list", "read c32", "torch loader random", "tf train random", "tf infer"):
+        assert re.search(rf"^fs +posix +{what} ", stdout, re.MULTILINE), what
+
+
+def test_pytest_benchmark_reads_the_result(measured):
     compare = subprocess.run(
-        [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", str(out), "--columns=mean"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", str(measured[3]), "--columns=mean"],
+        capture_output=True, text=True, check=False, cwd=measured[3].parent,
     )  # fmt: skip
     assert compare.returncode == 0, compare.stderr
     assert "test_training" in compare.stdout
 
 
+def collected(*arguments):
+    done = bench("--collect-only", *arguments)
+    return re.findall(r"test_\w+\[.*\]", done.stdout)
+
+
 def test_several_values_of_a_key_are_an_axis_where_they_matter(data):
-    done = bench(
-        "--collect-only", f"--dnn-config={data[1]}", "--dnn-set=framework.PyTorch.DataLoader.num_workers=1,4,10"
-    )
-    ids = re.findall(r"test_\w+\[.*\]", done.stdout)
+    ids = collected(f"--dnn-config={data[1]}", "--dnn-set=framework.PyTorch.DataLoader.num_workers=1,4,10")
     assert [i for i in ids if i.startswith("test_loader[")] == [
         f"test_loader[fs-posix-torch-{access}-w{w}]" for access in ("random", "sequential") for w in (1, 4, 10)
     ]
     assert sum(i.startswith("test_listing") for i in ids) == 1
     assert sum(i.startswith("test_read") for i in ids) == 4
+
+
+def test_a_frameworks_own_key_is_an_axis_of_that_framework_alone(data):
+    sweeps = (
+        "framework.name=TensorFlow,PyTorch",
+        "framework.PyTorch.DataLoader.num_workers=1,4",
+        "framework.epochs=1,2",
+    )
+    ids = collected(f"--dnn-config={data[1]}", *(f"--dnn-set={sweep}" for sweep in sweeps))
+    assert [i for i in ids if i.startswith("test_training[")] == [
+        *(f"test_training[fs-posix-tf-random-e{e}]" for e in (1, 2)),
+        *(f"test_training[fs-posix-torch-random-w{w}-e{e}]" for w in (1, 4) for e in (1, 2)),
+    ]
+    assert "test_loader[fs-posix-tf-random]" in ids
+
+
+@pytest.mark.parametrize("key", ["storage.name=aws,dss", "execution.steps.training=true,false", "metrics.path=a,b"])
+def test_what_chooses_the_run_is_no_axis(key, tmp_path):
+    out = tmp_path / "out.json"
+    _fails(bench(f"--dnn-set={key}", f"--benchmark-json={out}"), out, key.partition("=")[0], "cannot be an axis")
 
 
 @pytest.mark.parametrize(("expression", "only"), [("dss", "dss"), ("aws and torch", "torch")])
@@ -222,15 +286,23 @@ def test_a_category_without_images_is_one_line(data, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["truncated", "text"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_fails_the_loader_and_names_the_object(data, tmp_path, content, workers):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["framework.PyTorch.DataLoader.num_workers=0"],
+        ["framework.PyTorch.DataLoader.num_workers=1"],
+        ["framework.name=TensorFlow"],
+    ],
+    ids=["torch", "worker", "tf"],
+)
+def test_a_bad_image_fails_the_loader_and_names_the_object(data, tmp_path, content, settings):
     folder, config = data
     out = tmp_path / "out.json"
     bad = folder / "roses" / "2.jpg"
     bad.write_bytes(jpeg(1, 200)[:2000] if content == "truncated" else b"this is no picture")
     done = bench(
         f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "loader or read and serial",
-        f"--dnn-set=framework.PyTorch.DataLoader.num_workers={workers}",
+        *(f"--dnn-set={setting}" for setting in settings),
     )  # fmt: skip
     _fails(done, out, "CorruptError", "roses/2.jpg")
     partial = json.loads(Path(f"{out}.partial").read_text())

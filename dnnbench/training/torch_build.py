@@ -18,7 +18,9 @@ from dnnbench.plugins import construct, load_class
 from dnnbench.storage.base import Storage
 from dnnbench.training.torch import DNNTrain, resolve_device
 
-DATASETS = {"TorchImageClassificationDataset": "dnnbench.datasets.torch:TorchImageClassificationDataset"}
+# The default of either framework's name means each framework's own class.
+_DATASET = "dnnbench.datasets.torch:TorchImageClassificationDataset"
+DATASETS = {"TorchImageClassificationDataset": _DATASET, "TensorFlowImageClassificationDataset": _DATASET}
 MODELS = {"ConvNet": "dnnbench.models.torch:ConvNet"}
 TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.torch:RandomAccessDatasetTrain"}
 
