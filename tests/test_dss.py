@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.config import S3Credentials
-from dnnbench.storage import MisconfiguredError, NotFoundError, UnreachableError
+from dnnbench.storage import Entry, MisconfiguredError, NotFoundError, UnreachableError
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.dss_placement import murmur_hash_64a, place, weight
 
@@ -135,6 +135,30 @@ def test_a_cluster_answers_through_its_other_endpoint(local_servers, monkeypatch
     assert [storage.read(key) for key in keys] == [key.encode() for key in keys]
     # A dead endpoint is asked once and then last, so it costs no retry for every key.
     assert storage.meter.take().retries <= len(conf["clusters"])
+
+
+@pytest.mark.parametrize("breaks_after", [0, 1, 3])
+def test_a_listing_that_breaks_off_goes_on_at_the_next_endpoint(monkeypatch, tmp_path, breaks_after):
+    ends = [{"ipv4": "10.0.0.1", "port": port} for port in (1, 2)]
+    conf = {"clusters": [{"id": 0, "endpoints": ends}]}
+    storage = _from_file(monkeypatch, tmp_path, json.dumps(conf))
+    entries = [Entry(key, 1) for key in ("a", "b", "é", "日")]
+
+    class Client:
+        def __init__(self, endpoint):
+            self.breaks = endpoint.endswith(":1")
+
+        def list(self, bucket, prefix):
+            yield from entries[:breaks_after] if self.breaks else entries
+            if self.breaks:
+                raise UnreachableError("dss (boto3)", prefix, "broke off")
+
+    monkeypatch.setattr(storage, "_connect", Client)
+    assert list(storage.list("")) == entries
+    assert storage.meter.take().retries == 1
+    monkeypatch.setattr(storage, "_connect", lambda endpoint: Client("http://10.0.0.1:1"))
+    with pytest.raises(UnreachableError, match="broke off"):
+        list(storage.list(""))
 
 
 def _endpoints(cluster):

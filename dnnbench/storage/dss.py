@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -18,12 +17,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from dnnbench.config import S3Credentials
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.dss_placement import place
-from dnnbench.storage.errors import (
-    MisconfiguredError,
-    NotFoundError,
-    TransientError,
-    UnreachableError,
-)
+from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
+from dnnbench.storage.merge import merged
 from dnnbench.storage.s3 import S3Client, check_client, client_class, http_range
 
 DISCOVERY_BUCKET = "dss"
@@ -155,27 +150,48 @@ class DssStorage(Storage):
             return client
 
     def _ask(self, endpoints: Sequence[str], request: Callable[[S3Client], T]) -> T:
-        """The answer of the first endpoint that gives one; those that failed of late are asked last."""
-        now = time.monotonic()
-        order = sorted(endpoints, key=lambda endpoint: self._down.get(endpoint, 0.0) > now)
-        for i, endpoint in enumerate(order):
+        """The answer of the first endpoint that gives one."""
+        for endpoint, more in self._in_turn(endpoints):
             try:
                 return request(self._connect(endpoint))
             except TransientError as exc:
-                if isinstance(exc, UnreachableError):
-                    self._down[endpoint] = time.monotonic() + DOWN_S
-                if i == len(order) - 1:
-                    raise
-                self.meter.retry()
+                self._note_failure(endpoint, exc, more)
         raise MisconfiguredError(self.label, "conf.json", "a cluster without endpoints")
 
-    def _list(self, prefix: str) -> Iterator[Entry]:
-        def pages(cluster: Cluster) -> list[Entry]:
-            return self._ask(cluster.endpoints, lambda client: list(client.list(cluster.bucket, prefix)))
+    def _in_turn(self, endpoints: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """(endpoint, whether there are more) in the order in which to ask; those that failed of late come last."""
+        now = time.monotonic()
+        order = sorted(endpoints, key=lambda endpoint: self._down.get(endpoint, 0.0) > now)
+        return ((endpoint, i < len(order) - 1) for i, endpoint in enumerate(order))
 
-        with ThreadPoolExecutor(len(self.clusters)) as pool:
-            for entries in pool.map(pages, self.clusters):
-                yield from entries
+    def _note_failure(self, endpoint: str, error: TransientError, more: bool) -> None:
+        """Raises the error where there are no more endpoints to ask; otherwise the next one is a retry."""
+        if isinstance(error, UnreachableError):
+            self._down[endpoint] = time.monotonic() + DOWN_S
+        if not more:
+            raise error
+        self.meter.retry()
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        return merged([self._entries(cluster, prefix) for cluster in self.clusters])
+
+    def _entries(self, cluster: Cluster, prefix: str) -> Iterator[Entry]:
+        """One cluster's part of a listing; the next endpoint goes on where one broke off."""
+        last = ""
+
+        def after_the_last(client: S3Client) -> Iterator[Entry]:
+            # Keys come in the order of their UTF-8, which is that of Python's strings.
+            return (entry for entry in client.list(cluster.bucket, prefix) if entry.key > last)
+
+        for endpoint, more in self._in_turn(cluster.endpoints):
+            try:
+                for entry in after_the_last(self._connect(endpoint)):
+                    last = entry.key
+                    yield entry
+            except TransientError as exc:
+                self._note_failure(endpoint, exc, more)
+            else:
+                return
 
     def _size(self, key: str) -> int:
         cluster, endpoints = self.locate(key)
