@@ -41,6 +41,8 @@ def load_class(key: str, name: str, builtins: Mapping[str, str], base: type) -> 
             f'{key}: found "{name}", expected one of {", ".join(builtins)}, "package.module:Class" '
             f'or "path/to/file.py:Class"{hint}'
         )
+    if not module_name.endswith(".py") and not all(part.isidentifier() for part in module_name.split(".")):
+        raise PluginError(f'{key}: "{module_name}" is neither the name of a module nor a file that ends in .py')
     module = load_file(key, Path(module_name)) if module_name.endswith(".py") else _import(key, module_name)
     found = getattr(module, class_name, None)
     if found is None:
@@ -72,8 +74,22 @@ def construct(kind: Any, *arguments: Any, **known: Any) -> Any:
 
     A user's class takes what the seed document shows; the built-in ones take more.
     """
-    parameters = inspect.signature(kind).parameters
+    parameters = _parameters(kind)
     return kind(*arguments, **{name: value for name, value in known.items() if name in parameters})
+
+
+def _parameters(kind: Any) -> set[str]:
+    """What a constructor names, and what its bases' name where it hands options on to them."""
+    if not isinstance(kind, type):
+        return set(inspect.signature(kind).parameters)
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            names |= set(parameters)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
 
 
 def _import(key: str, name: str) -> Any:
@@ -88,8 +104,12 @@ def _import(key: str, name: str) -> Any:
 
 def load_file(key: str, path: Path) -> Any:
     """The module in a user's file, imported once per process under a name that is the same in all of them."""
-    path = path.expanduser().resolve()
-    if not path.is_file():
+    try:
+        path = path.expanduser().resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise PluginError(f"{key}: {path}: {exc}") from exc
+    if not found:
         raise PluginError(f"{key}: {path}: there is no such file")
     # One name per file, the same in every process, so that what it defines can be found again there.
     name = f"{USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"

@@ -24,6 +24,8 @@ SECRETS = ("access_key", "secret_key", "session_token")
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # A string, or one of the remarks that people put behind a value: "// why" and the seed's "<<=== why".
 _STRING_OR_REMARK = re.compile(r'("(?:\\.|[^"\\\n])*")|(//[^\n]*|<[ <]*==*[^\n]*)')
+# A string, a comma with nothing before it, or one with nothing behind it, as the seed's fragments have them.
+_STRING_OR_SPARE_COMMA = re.compile(r'("(?:\\.|[^"\\\n])*"|[{\[,]\s*,)|,(?=\s*[}\]])')
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,18 @@ def load_config(path: Path | None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read as a text file ({exc})") from exc
     plain = _STRING_OR_REMARK.sub(lambda m: m[1] or " " * len(m[2]), text)
+    plain = _STRING_OR_SPARE_COMMA.sub(lambda m: m[1] or " ", plain)
     try:
-        data = json.loads(plain, object_pairs_hook=_no_key_twice)
+        data = _clean(json.loads(plain, object_pairs_hook=_no_key_twice), "")
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not valid JSON: {exc.msg}") from exc
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     if not isinstance(data, dict):
         raise ConfigError(f'{path}: found {_kind(data)}, expected an object with keys such as "storage"')
-    return typing.cast(dict[str, Any], _clean(data, ""))
+    return typing.cast(dict[str, Any], data)
 
 
 def expand_settings(data: dict[str, Any], settings: Sequence[str], source: str = "") -> list[Variant]:
@@ -71,6 +76,9 @@ def expand_settings(data: dict[str, Any], settings: Sequence[str], source: str =
         if not key or not text:
             raise ConfigError(f"--dnn-set {setting}: expected KEY=VALUE or KEY=VALUE,VALUE")
         axes[key] = [_parse_value(key, piece) for piece in _split_values(text)]
+        if len(axes[key]) > 1 and key.rpartition(".")[2] in SECRETS:
+            # It would be shown in the ids and in the record.
+            raise ConfigError(f"--dnn-set {key}: a secret takes one value")
     variants = []
     for values in itertools.product(*axes.values()):
         changed = json.loads(json.dumps(data))
@@ -115,29 +123,43 @@ def _validate(data: dict[str, Any], source: str) -> Config:
         # One line: the first error, and how many more there are.
         errors = exc.errors(include_url=False)
         text = _describe(errors[0])
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        others = len({_path(error["loc"]) for error in errors}) - 1
+        more = f" (and {others} more)" if others else ""
         where = f"{source}: " if source else ""
         raise ConfigError(f"{where}{text}{more}") from None
 
 
 def _describe(error: Any) -> str:
     """One pydantic error in our words: path, what was found, what is expected, the nearest key."""
-    loc = [part for part in error["loc"] if not _is_union_member(part)]
-    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".") or "the configuration"
+    loc = _own_parts(error["loc"])
+    path = _path(error["loc"])
     if error["type"] == "extra_forbidden":
         parent = _model_at(loc[:-1])
         return f"{path}: unknown key{_nearest(str(loc[-1]), parent)}"
-    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = re.sub(r"^(Value error, |\w+ should (be|have) )", "", error["msg"]).partition(" after validation")[0]
     if error["type"] == "value_error":
         return f"{path}: expected {expected}"
-    secret = bool(loc) and loc[-1] in SECRETS
-    found = _kind(error["input"]) if secret else f"{_kind(error['input'])} {_short(error['input'])}"
+    secret = bool(loc) and loc[-1] in (*SECRETS, "credentials")
+    found = _kind(error["input"]) if secret else f"{_kind(error['input'])} {_short(error['input'])}".rstrip()
     return f"{path}: found {found}, expected {expected}"
 
 
-def _is_union_member(part: Any) -> bool:
-    # Pydantic adds the member's name to the path of an error inside "a | b".
-    return isinstance(part, str) and (part.startswith(("list[", "constrained-")) or part == "str")
+def _own_parts(loc: Sequence[Any]) -> list[Any]:
+    """A pydantic path without the members of unions that it names below a key."""
+    parts: list[Any] = []
+    model: Any = Config
+    for part in loc:
+        if isinstance(part, int):
+            parts.append(part)
+        elif isinstance(model, type) and issubclass(model, BaseModel):
+            parts.append(part)
+            model = _fields(model).get(part)
+    return parts
+
+
+def _path(loc: Sequence[Any]) -> str:
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in _own_parts(loc))
+    return text.removeprefix(".") or "the configuration"
 
 
 def _model_at(loc: Sequence[Any]) -> type[BaseModel] | None:
@@ -190,9 +212,13 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _split_values(text: str) -> Iterator[str]:
     """Splits at commas that are outside of brackets and quotes."""
-    depth, quoted, start = 0, False, 0
+    depth, quoted, escaped, start = 0, False, False, 0
     for i, char in enumerate(text):
-        if char == '"':
+        if escaped:
+            escaped = False
+        elif quoted and char == "\\":
+            escaped = True
+        elif char == '"':
             quoted = not quoted
         elif not quoted and char in "[{":
             depth += 1
@@ -205,12 +231,18 @@ def _split_values(text: str) -> Iterator[str]:
 
 
 def _parse_value(key: str, text: str) -> Any:
-    """A value as JSON where it is JSON, otherwise as a string."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
+    """A value as JSON where it is JSON; a list of words where a shell has eaten its quotes; otherwise a string."""
+    value = _json_or_text(text)
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = [_json_or_text(piece.strip()) for piece in _split_values(value[1:-1])]
     return _clean(value, key)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _spell(value: Any) -> str:

@@ -23,6 +23,10 @@ NonEmptyStr = Annotated[str, Field(min_length=1)]
 class ConfigError(DnnbenchError):
     """The configuration is wrong; the message names the key's path, what was found and what is expected."""
 
+    def __init__(self, message: str) -> None:
+        # What a file or a setting holds may be anything; a message is one line that any terminal can show.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors and types are not coerced."""
@@ -73,7 +77,7 @@ class S3Storage(Section):
 
     bucket: str | None = None
     prefix: list[str] = [""]
-    client_lib: NonEmptyStr | list[NonEmptyStr] = "boto3"
+    client_lib: NonEmptyStr | Annotated[list[NonEmptyStr], Field(min_length=1)] = "boto3"
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()
 
@@ -220,7 +224,7 @@ FrameworkName = Literal["PyTorch", "TensorFlow"]
 class Framework(Section):
     """``framework``: its loader, and the size and number of batches and epochs."""
 
-    name: FrameworkName | list[FrameworkName] = ["PyTorch", "TensorFlow"]
+    name: FrameworkName | Annotated[list[FrameworkName], Field(min_length=1)] = ["PyTorch", "TensorFlow"]
     pytorch: PyTorch = Field(default=PyTorch(), alias="PyTorch")
     tensorflow: TensorFlow = Field(default=TensorFlow(), alias="TensorFlow")
     batch_size: PositiveInt = 32
