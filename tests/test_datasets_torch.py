@@ -1,7 +1,9 @@
 """What a sample is, what a user's class may override, and how a sequential pass is shared out."""
 
 import copy
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ import torch
 from fakes import MemoryStorage, bound, image_bytes, make_catalog
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.samples import ListedKey
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
 from dnnbench.storage.errors import CorruptError, NotFoundError
+from dnnbench.storage.fs import FsStorage
 
 
 def test_a_sample_is_a_grey_image_and_its_label():
@@ -91,6 +96,82 @@ def test_the_key_that_a_user_gets_is_a_string():
 def test_a_listed_key_travels_with_its_size(copied):
     key = copied(ListedKey("roses/日本.jpg", 12))
     assert (key, key.size_bytes) == ("roses/日本.jpg", 12)
+
+
+class OwnReads(RandomAccessDataset):
+    """Opens its files by itself, in a way that ``how`` gives."""
+
+    how = staticmethod(lambda image: Path(image).read_bytes())
+
+    def read_file_system_data(self, image):
+        self.how(image)
+        return 1
+
+
+def _own_reads(tmp_path, how, count=3):
+    contents = {f"{tmp_path}/{i}.jpg": image_bytes(i, (400, 300), "JPEG") for i in range(count)}
+    for path, data in contents.items():
+        Path(path).write_bytes(data)
+    keys = [key.encode() for key in contents]
+    sizes = [len(data) for data in contents.values()]
+    dataset = OwnReads()
+    dataset.how = how
+    dataset.bind(FsStorage(), Catalog(keys, [0] * count, sizes, [0] * count, [0] * count, ["roses"]))
+    for i in range(count):
+        dataset[i]
+    return dataset.storage.meter.take(), sum(sizes)
+
+
+def _read_in_pieces(image, limit=10**9):
+    """Reads a file, or its beginning, in small pieces, as a library in C would."""
+    handle = os.open(image, os.O_RDONLY)
+    while limit > 0 and (piece := os.read(handle, min(1000, limit))):
+        limit -= len(piece)
+    os.close(handle)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda image: Path(image).read_bytes(),
+        lambda image: Image.open(image).load(),
+        _read_in_pieces,
+        lambda image: (Path(image).read_bytes(), Path(image).read_bytes()),
+    ],
+    ids=["read", "pillow", "os.read", "twice"],
+)
+def test_files_that_a_dataset_opens_by_itself_are_metered_from_outside(tmp_path, how):
+    tally, total_bytes = _own_reads(tmp_path, how)
+    assert (len(tally.latency_ns), tally.own_reads, tally.requests) == (3, 3, {"READ": 3})
+    assert tally.read_bytes == total_bytes
+    assert min(tally.latency_ns) > 0
+
+
+def test_a_dataset_that_reads_only_a_part_of_its_files_has_only_that_counted(tmp_path):
+    tally, total_bytes = _own_reads(tmp_path, lambda image: _read_in_pieces(image, 100))
+    assert tally.read_bytes == 300 < total_bytes
+
+
+def test_a_dataset_that_reads_nothing_has_no_read_counted(tmp_path):
+    tally, _ = _own_reads(tmp_path, lambda image: None)
+    assert (len(tally.latency_ns), tally.own_reads, tally.read_bytes) == (0, 0, 0)
+
+
+def test_a_read_through_the_storage_is_not_one_of_the_datasets_own(tmp_path):
+    storage = FsStorage()
+    tally, total_bytes = _own_reads(tmp_path, storage.read)
+    # Another storage's meter knows nothing of ours: what went past ours is an own read.
+    assert tally.own_reads == 3
+
+    class Through(RandomAccessDataset):
+        def read_file_system_data(self, image):
+            return self.storage.read(image)
+
+    assert storage.meter.take().read_bytes == total_bytes
+    dataset = bound(Through(), 2)
+    dataset[0], dataset[1]
+    tally = dataset.storage.meter.take()
+    assert (len(tally.latency_ns), tally.own_reads) == (2, 0)
 
 
 def test_an_object_that_changed_since_it_was_listed_is_corrupt():
