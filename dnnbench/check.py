@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
-from collections.abc import Callable
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dnnbench.config import Config, expand_settings, load_config
-from dnnbench.errors import DnnbenchError
+from dnnbench.config import Config, FsStorage, expand_settings, load_config
+from dnnbench.errors import DnnbenchError, MeasurementError
+from dnnbench.storage.fs import FsStorage as FileStorage
 
 ONE_PAGE = 1000
 
@@ -29,9 +34,11 @@ class _Report:
             self.failed = True
             print(f"FAIL  {name}: {exc}")
             return None
-        except ImportError as exc:
+        except Exception as exc:
+            # The user's own dataset, network or trainer: its author needs the traceback.
             self.failed = True
-            print(f"FAIL  {name}: {exc}; pip install -r requirements.txt brings what dnnbench needs")
+            print(f"FAIL  {name}: {type(exc).__name__}: {exc}")
+            traceback.print_exc(file=sys.stdout)
             return None
         print(f"ok    {name}: {told}")
         return result
@@ -42,15 +49,34 @@ def check_configuration(options: argparse.Namespace) -> int:
     report = _Report()
     path = Path(options.config)
 
-    def read() -> tuple[str, Config]:
-        config = expand_settings(load_config(path), [], str(path))[0].config
-        return f"{path} (hash {config.hash()})", config
+    def read() -> tuple[str, tuple[Config, bool]]:
+        data = load_config(path)
+        config = expand_settings(data, [], str(path))[0].config
+        return f"{path} (hash {config.hash()})", (config, "storage" in data)
 
-    config = report.step("configuration", read)
-    if config is not None:
-        _check_storage(report, config)
+    known = report.step("configuration", read)
+    if known is not None:
+        config, has_storage = known
+        with contextlib.ExitStack() as opened:
+            if not has_storage:
+                config = opened.enter_context(_on_synthetic_data(config))
+                print("--    storage: none is configured, so a run makes its own data; here are a few such files")
+            _check_storage(report, config)
     print("a run would not start: mend the above" if report.failed else "a run would start")
     return int(report.failed)
+
+
+@contextlib.contextmanager
+def _on_synthetic_data(config: Config) -> Iterator[Config]:
+    """The configuration over a few synthetic images in a folder that is removed at the end."""
+    from dnnbench.synth import SynthSpec, image, keys
+    from dnnbench.transfer import transfer
+
+    spec = SynthSpec(labels=tuple(config.dataset.label), sources=1, images_per_category=3, median_bytes=20_000)
+    with tempfile.TemporaryDirectory(prefix="dnnbench-") as folder:
+        made = ((key, None, partial(image, spec, *place)) for key, place in keys(spec))
+        transfer(made, FileStorage(), folder, progress=False)
+        yield config.with_storage(format="fs", name="fs", fs=FsStorage(data_dir=[f"{folder}/source1"]))
 
 
 def _check_storage(report: _Report, config: Config) -> None:
@@ -63,7 +89,7 @@ def _check_storage(report: _Report, config: Config) -> None:
         if catalog is None or not report.step("read and decode", partial(_read, config, storage, catalog)):
             continue
         for framework in config.framework.names:
-            report.step(f"one batch, {framework}", partial(_train, config, storage, catalog, framework))
+            report.step(f"one batch, {framework}", partial(_batch, config, storage, catalog, framework))
 
 
 def _open(config: Config, name: str, client: str) -> tuple[str, Any]:
@@ -108,22 +134,39 @@ def _read(config: Config, storage: Any, catalog: Any) -> tuple[str, bool]:
     return f"{key}: {size_bytes:,} bytes, {pixels.shape} pixels", True
 
 
-def _train(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[str, bool]:
+def _batch(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[str, bool]:
+    """One batch through the loader and, where a run trains, the network."""
     import numpy as np
 
+    from dnnbench.plugins import OtherFrameworkError
     from dnnbench.trained import load_builder
 
     build = load_builder({"PyTorch": "torch", "TensorFlow": "tf"}[framework])
     # Spread over the catalog, so that a batch has more than one category.
     count = min(config.framework.batch_size, len(catalog))
     some = catalog.select(np.linspace(0, len(catalog) - 1, count).astype(int))
-    framework_config = config.framework.model_copy(update={"epochs": 1})
-    one_epoch = config.model_copy(update={"framework": framework_config})
-    loader = build.make_loader(one_epoch, storage, some, "random")
+    steps = config.execution.steps
     try:
-        trainer = build.make_trainer(one_epoch, loader, len(catalog.label_names))
-        trainer.train()
-    finally:
-        loader.close()
+        loader = build.make_loader(config, storage, some, "random")
+        try:
+            if not (steps.model and (steps.training or steps.inference)):
+                return f"{sum(len(labels) for _, labels in loader)} images loaded; execution.steps trains nothing", True
+            return _train(config, build, loader, len(catalog.label_names)), True
+        finally:
+            loader.close()
+    except OtherFrameworkError as exc:
+        if "name" in config.framework.model_fields_set:
+            raise
+        return f"will be skipped: {exc}", True
+
+
+def _train(config: Config, build: Any, loader: Any, classes: int) -> str:
+    one_epoch = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
+    trainer = build.make_trainer(one_epoch, loader, classes)
+    trainer.train()
+    passes = loader.take_epochs()
+    if not passes:
+        raise MeasurementError(f"training.name: {type(trainer).__name__}: its train() read nothing from its loader")
     loss = trainer.history[-1].get("loss") if trainer.history else None
-    return f"{type(trainer.model).__name__} trained on {count} images" + (f", loss {loss:.2f}" if loss else ""), True
+    trained = f"{type(trainer.model).__name__} trained on {passes[0].samples} images"
+    return trained + ("" if loss is None else f", loss {loss:.2f}")

@@ -97,7 +97,7 @@ def _cores_busy_s() -> float:
 
     cpus = psutil.cpu_times(percpu=True)
     mine = [cpus[number] for number in os.sched_getaffinity(0) if number < len(cpus)]
-    return sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in mine)
+    return float(sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in mine))
 
 
 def _own_cpu_s() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ class TrainedModelError(DnnbenchError):
 
 def load_builder(framework: str) -> Any:
     """The file that builds a framework's parts: imported here, so that only what runs is loaded."""
+    if framework == "tf":
+        # Its start fills the screen with what it found on the machine; what goes wrong is raised.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     return importlib.import_module(BUILDERS[framework])
 
 
@@ -53,10 +57,11 @@ class Trained:
         except (ValueError, KeyError, TypeError) as exc:
             raise TrainedModelError(f"{described_in}: does not describe a network ({exc!r})") from exc
         self.labels = self.config.dataset.label
+        model = build.make_model(self.config, len(self.labels))
         try:
-            model = build.load_model(self.config, path, len(self.labels))
-        # What torch and Keras raise for a file that is damaged, or not theirs, has no common base.
-        except (OSError, ValueError, RuntimeError, KeyError, EOFError, TypeError, _unpickling_error()) as exc:
+            build.load_weights(model, path)
+        except Exception as exc:
+            # What torch, Keras and zipfile raise for a file that is damaged, or not theirs, has no common base.
             first_line = str(exc).strip().partition("\n")[0]
             raise TrainedModelError(f"{path}: cannot be loaded as weights of this network ({first_line})") from exc
         self._predictor = build.Predictor(self.config, model)
@@ -80,9 +85,3 @@ def images_at(storage: Storage, prefix: str) -> Iterator[tuple[str, bytes]]:
     for entry in sorted(storage.list(folder)):
         if is_image_name(entry.key):
             yield entry.key, storage.read(entry.key, entry.size_bytes)
-
-
-def _unpickling_error() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError

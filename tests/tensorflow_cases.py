@@ -8,16 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fakes import MemoryStorage, make_catalog, make_contents
+from fakes import MemoryStorage, image_bytes, make_catalog, make_contents
 
 from dnnbench.config import ConfigError, expand_settings
 from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset, TensorFlowImageClassificationDataset
 from dnnbench.errors import MeasurementError
+from dnnbench.images import decode
 from dnnbench.models.tensorflow import ConvNet, NeuralNetwork
 from dnnbench.storage import CorruptError
+from dnnbench.trained import Trained, TrainedModelError, save_trained
+from dnnbench.training import tensorflow_build
 from dnnbench.training.tensorflow import DNNTrain, RandomAccessDatasetTrain, resolve_device
 
 ROOT = Path(__file__).parent.parent
@@ -284,6 +288,48 @@ def test_an_error_in_the_middle_of_fit_is_ours():
     model.compile(optimizer="adam", loss=model.loss_function())
     with pytest.raises(CorruptError, match=key):
         model.fit(MeteredPipeline(dataset, 4), verbose=0)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(a network that was trained a little, the path where it was saved, its configuration)."""
+    settings = [
+        f"model.save_dir={tmp_path}/models",
+        'dataset.label=["roses","tulips"]',
+        "dataset.image_dimension=[8,6]",
+    ]
+    config = expand_settings({}, settings)[0].config
+    model = tensorflow_build.make_model(config, 2)
+    model.compile(optimizer="adam", loss=model.loss_function())
+    model.fit(np.random.default_rng(0).integers(0, 255, (8, 8, 6)), np.arange(8) % 2, verbose=0)
+    return model, save_trained(tensorflow_build, config, model, "tf-fs"), config
+
+
+def test_a_saved_network_says_the_same_when_it_is_loaded(saved):
+    model, path, config = saved
+    data = image_bytes(77, (60, 50))
+    label, probability = Trained(path).predict(data)
+    scores = tensorflow_build.Predictor(config, model).scores(decode(data, (8, 6))[None])[0]
+    assert path.suffix == ".keras"
+    assert (label, probability) == (("roses", "tulips")[scores.argmax()], pytest.approx(scores.max(), rel=1e-5))
+
+
+@pytest.mark.parametrize("broken", [lambda data: data[:-300], lambda data: b"", lambda data: b"no zip file" * 100])
+def test_a_damaged_network_is_one_line(saved, broken):
+    _, path, _ = saved
+    path.write_bytes(broken(path.read_bytes()))
+    with pytest.raises(TrainedModelError, match="cannot be loaded as weights") as caught:
+        Trained(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_saved_network_says_of_itself_is_not_believed(saved, tmp_path):
+    """A layer of code in the file's description, which Keras would build: the weights alone are read."""
+    _, path, _ = saved
+    lambdas = keras.Sequential([keras.Input((8, 6)), keras.layers.Lambda(lambda x: x)])
+    lambdas.save(path)
+    with pytest.raises(TrainedModelError):
+        Trained(path)
 
 
 BOTH = """

@@ -165,6 +165,34 @@ def test_a_frameworks_own_key_is_an_axis_of_that_framework_alone(data):
     assert "test_loader[fs-posix-tf-random]" in ids
 
 
+@pytest.mark.parametrize(
+    ("step", "gone"),
+    [
+        ("training", {"test_training"}),
+        ("inference", {"test_inference"}),
+        ("model", {"test_training", "test_inference"}),
+    ],
+)
+def test_a_step_that_is_switched_off_is_deselected_and_the_run_says_so(data, step, gone):
+    done = bench("--collect-only", f"--dnn-config={data[1]}", f"--dnn-set=execution.steps.{step}=false")
+    kinds = set(re.findall(r"(test_\w+)\[", done.stdout))
+    assert kinds == {"test_listing", "test_read", "test_loader", "test_training", "test_inference"} - gone
+    assert f"execution.steps switches off {', '.join(sorted(gone))}" in done.stdout
+
+
+def test_the_figures_go_to_a_csv_in_the_folder_that_the_configuration_names(data, tmp_path):
+    listing = (f"--dnn-config={data[1]}", "-k", "listing")
+    (tmp_path / "sheets").mkdir()
+    assert bench(*listing, f"--dnn-set=metrics.path={tmp_path}/sheets").returncode == 0
+    assert (tmp_path / "sheets" / "metrics.csv").read_text().count("test_listing") == 1
+    off = bench(*listing, f"--dnn-set=metrics.path={tmp_path}/off.csv", "--dnn-set=execution.steps.metrics=false")
+    assert "execution.steps switches off metrics.csv" in off.stdout
+    assert not (tmp_path / "off.csv").exists()
+    gone = bench(*listing, f"--dnn-set=metrics.path={tmp_path}/gone/all.csv")
+    assert gone.returncode != 0
+    assert f"there is no folder {tmp_path}/gone" in gone.stdout + gone.stderr
+
+
 @pytest.mark.parametrize("key", ["storage.name=aws,dss", "execution.steps.training=true,false", "metrics.path=a,b"])
 def test_what_chooses_the_run_is_no_axis(key, tmp_path):
     out = tmp_path / "out.json"

@@ -79,8 +79,6 @@ def save_model(model: NeuralNetwork, path: Path) -> None:
     model.save(path)
 
 
-def load_model(config: Config, path: Path, classes: int) -> NeuralNetwork:
-    """The configured network with the weights of a file; nothing in the file is executed."""
-    model = make_model(config, classes)
+def load_weights(model: NeuralNetwork, path: Path) -> None:
+    """Gives the network the weights of a file; nothing in the file is executed."""
     model.load_weights(path)
-    return model
