@@ -12,13 +12,13 @@ from typing import Any
 
 # What an epoch has of its own comes from the epoch; the rest is the benchmark's.
 PER_EPOCH = (
-    "samples", "bytes", "wall_s", "samples_per_s", "mib_per_s", "first_batch_s", "waiting_s", "computing_s",
-    "loss", "accuracy",
+    "objects", "samples", "bytes", "wall_s", "samples_per_s", "mib_per_s", "first_batch_s", "waiting_s",
+    "computing_s", "retries", "errors", "loss", "accuracy",
 )  # fmt: skip
 COLUMNS = (
-    "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "cache", "epoch", "objects",
-    *PER_EPOCH, "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
-    "cpu_s_per_object", "peak_memory_mib", "retries", "errors", "catalog_hash", "config_hash",
+    "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "cache", "epoch", *PER_EPOCH,
+    "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
+    "cpu_s_per_object", "peak_memory_mib", "catalog_hash", "config_hash",
 )  # fmt: skip
 
 
@@ -26,8 +26,9 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per epoch of a benchmark's ``extra_info``, or one for all of it where it has none."""
     common = {key: figures[key] for key in COLUMNS if key in figures}
     if "epochs" in figures:
-        # A total in the row of one epoch would be read as that epoch's.
-        common = {key: value for key, value in common.items() if key not in PER_EPOCH or key == "accuracy"}
+        # A total in the row of one epoch would be read as that epoch's. An inference has one accuracy for all.
+        kept = {"accuracy"} if "confusion" in figures else set()
+        common = {key: value for key, value in common.items() if key not in PER_EPOCH or key in kept}
     common |= {
         "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "benchmark": name,
@@ -41,16 +42,20 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
     """Adds rows to a file, in one write. A file with another header is kept under another name, which is returned."""
     header = _line(COLUMNS)
-    kept = None
+    kept, cut_off = None, False
     if path.exists() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            same = file.readline() == header
+        with path.open("rb") as file:
+            same = file.readline() == header.encode()
+            file.seek(-1, io.SEEK_END)
+            cut_off = file.read() != b"\n"
         if not same:
             others = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
             kept = next(other for other in others if not other.exists())
             path.rename(kept)
     empty = not path.exists() or path.stat().st_size == 0
-    text = (header if empty else "") + "".join(_line([row.get(column, "") for column in COLUMNS]) for row in new)
+    # A last line without an end would take the first new row into it.
+    start = header if empty else "\r\n" if cut_off else ""
+    text = start + "".join(_line([row.get(column, "") for column in COLUMNS]) for row in new)
     with path.open("a", newline="", encoding="utf-8") as file:
         file.write(text)
     return kept
@@ -58,5 +63,5 @@ def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
 
 def _line(cells: Sequence[Any]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
+    csv.writer(out).writerow(cells)
     return out.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -20,8 +19,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_machine() -> dict[str, Any]:
-    """Versions and hardware as JSON types; what cannot be learnt is None."""
+def describe_machine(load_average: float) -> dict[str, Any]:
+    """Versions and hardware as JSON types; what cannot be learnt is None.
+
+    ``load_average`` is that of the minute before the run: at its end it would be the run's own.
+    """
     return {
         "dnnbench": __version__,
         "python": platform.python_version(),
@@ -31,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": cores(),
         "memory_mib": _memory_mib(),
         "gpu": _gpus(),
-        "load_average_1min": os.getloadavg()[0],
+        "load_average_1min_before": load_average,
     }
 
 
@@ -55,10 +57,13 @@ def _memory_mib() -> int | None:
     return int(text) // 1024 if text else None
 
 
-def _gpus() -> list[str]:
+def _gpus() -> list[str] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 (fixed words)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 (fixed words)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.splitlines() if answer.returncode == 0 else None

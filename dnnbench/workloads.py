@@ -201,6 +201,8 @@ class Loading:
                     wait_ns=epoch.wait_ns,
                     compute_ns=epoch.compute_ns,
                     first_batch_ns=epoch.first_batch_ns,
+                    retries=epoch.tally.retries,
+                    errors=epoch.tally.errors,
                     loss=learned.get("loss"),
                     accuracy=learned.get("accuracy"),
                 )

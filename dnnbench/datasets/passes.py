@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dnnbench.config import ConfigError
 from dnnbench.metrics import Tally
 
 
@@ -106,6 +107,14 @@ class MeteredPasses(ABC):
         epoch.batches += 1
         epoch.seen.extend(indices)
         self.samples_done += len(indices)
+
+    def check_not_empty(self) -> None:
+        """Raises `ConfigError` where a pass has no batch, so that there is nothing to measure or to train on."""
+        if not self.expected_samples:
+            raise ConfigError(
+                "framework.batch_size: the data set (or each worker's share of it) makes no whole batch, and drop_last "
+                "leaves out the rest; set a smaller batch_size, or drop_last to false"
+            )
 
     def take_epochs(self) -> list[Epoch]:
         """The passes since the last `take_epochs`."""

@@ -100,7 +100,7 @@ class ConvNet(NeuralNetwork):
         """Makes the layers."""
         self.scale = layers.Rescaling(1 / 127.5, offset=-1)
         self.convolutions = [layers.Conv2D(filters, 3, padding="same") for filters in (16, 32, 64)]
-        self.normalisations = [layers.BatchNormalization(momentum=0.9) for _ in self.convolutions]
+        self.normalisations = [layers.BatchNormalization(momentum=0.7) for _ in self.convolutions]
         self.pool = layers.MaxPooling2D(2, padding="same")
         self.flatten = layers.Flatten()
         self.classify = layers.Dense(self.classes)

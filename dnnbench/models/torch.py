@@ -56,7 +56,7 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.convolve = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.normalise = nn.BatchNorm2d(outputs)
+        self.normalise = nn.BatchNorm2d(outputs, momentum=0.3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Ceiling, so that a side of one pixel stays one pixel.

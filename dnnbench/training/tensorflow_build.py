@@ -31,7 +31,9 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     dataset = dataset_class(config=config.resolved())
     dataset.bind(storage, catalog)
     framework = config.framework
-    return MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
+    loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
+    loader.check_not_empty()
+    return loader
 
 
 def make_model(config: Config, classes: int) -> NeuralNetwork:

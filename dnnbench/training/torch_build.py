@@ -32,7 +32,10 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     dataset.bind(storage, catalog)
     if access == "sequential":
         dataset = SequentialDataset(dataset)
-    return MeteredLoader(dataset, config.framework.batch_size, config.framework.pytorch.loader, config.execution.seed)
+    framework = config.framework
+    loader = MeteredLoader(dataset, framework.batch_size, framework.pytorch.loader, config.execution.seed)
+    loader.check_not_empty()
+    return loader
 
 
 def make_model(config: Config, classes: int) -> NeuralNetwork:
