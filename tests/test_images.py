@@ -89,6 +89,7 @@ def test_a_decompression_bomb_is_a_decode_error(monkeypatch, limit):
         decode(image_bytes(1, (10, 10)), (2, 2))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(form=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"]), data=st.data())
 def test_damaged_bytes_give_pixels_or_a_decode_error(form, data):
