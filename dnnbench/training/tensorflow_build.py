@@ -14,8 +14,9 @@ from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset
 from dnnbench.models.tensorflow import NeuralNetwork
-from dnnbench.plugins import construct, load_class
+from dnnbench.plugins import load_class
 from dnnbench.storage.base import Storage
+from dnnbench.training.build import build_model, build_trainer
 from dnnbench.training.tensorflow import DNNTrain, resolve_device
 
 # The default of either framework's name means each framework's own class.
@@ -39,21 +40,13 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
 def make_model(config: Config, classes: int) -> NeuralNetwork:
     """The configured network, seeded."""
     keras.utils.set_random_seed(config.execution.seed)
-    model_class = load_class("model.name", config.model.name, MODELS, NeuralNetwork)
-    channels = 3 if config.dataset.image_mode == "colour" else 1
-    model = construct(model_class, tuple(config.dataset.image_dimension), classes=classes, channels=channels)
-    model.loss_function_name = config.model.loss_function
-    return cast(NeuralNetwork, model)
+    return cast(NeuralNetwork, build_model(config, classes, MODELS, NeuralNetwork))
 
 
 def make_trainer(config: Config, loader: MeteredPipeline, classes: int) -> DNNTrain:
-    """The configured trainer over a pipeline, with the configured network, both seeded."""
-    model = make_model(config, classes)
-    trainer_class = load_class("training.name", config.training.name, TRAININGS, DNNTrain)
-    trainer: DNNTrain = trainer_class(
-        config=config.resolved(), dataloader=loader, model=model, device=resolve_device(config.device)
-    )
-    return trainer
+    """The configured trainer over a loader, with the configured network, both seeded."""
+    model, device = make_model(config, classes), resolve_device(config.device)
+    return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
 
 
 class Predictor:
