@@ -81,11 +81,11 @@ def _positive(text: str) -> int:
 
 def _configuration(options: argparse.Namespace) -> Config:
     path = options.config
-    return expand_settings(load_config(Path(path) if path else None), options.set, path or "")[0].config
+    return expand_settings(load_config(Path(path) if path else None), options.set, path or "", "--set")[0].config
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from dnnbench.synth import SynthSpec, image, keys
+    from dnnbench.synth import SynthSpec, image, keys, size_bytes
     from dnnbench.transfer import Item
 
     config = _configuration(options)
@@ -101,7 +101,7 @@ def _generate(options: argparse.Namespace) -> None:
     def maker(source: int, category: int, number: int) -> Callable[[], bytes]:
         return lambda: image(spec, source, category, number)
 
-    items: list[Item] = [(key, None, maker(*place)) for key, place in keys(spec)]
+    items: list[Item] = [(key, size_bytes(spec, *place), maker(*place)) for key, place in keys(spec)]
     _transfer(options, config, items)
 
 
@@ -113,8 +113,7 @@ def _copy(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dnnbench.images import DecodeError
-    from dnnbench.storage.errors import CorruptError, NotFoundError
+    from dnnbench.storage.errors import NotFoundError
     from dnnbench.trained import Trained, images_at
     from dnnbench.transfer import parse_place
 
@@ -123,13 +122,10 @@ def _predict(options: argparse.Namespace) -> None:
     for text in options.images:
         storage, prefix = parse_place(text, config)
         found = False
-        for key, data in images_at(storage, prefix):
+        for entry in images_at(storage, prefix):
             found = True
-            try:
-                label, probability = trained.predict(data)
-            except DecodeError as exc:
-                raise CorruptError(storage.label, key, str(exc)) from exc
-            print(f"{key}\t{label}\t{probability:.3f}")
+            label, probability = trained.predict(storage, entry)
+            print(f"{entry.key}\t{label}\t{probability:.3f}")
         if not found:
             raise NotFoundError(storage.label, text, "there are no images here")
 

@@ -148,6 +148,11 @@ class Catalog:
         return self._spilled
 
 
+def single(entry: Entry, label_names: Sequence[str]) -> Catalog:
+    """A catalog of one object whose category is not known; its label is 0."""
+    return Catalog([os.fsencode(entry.key)], [0], [entry.size_bytes], [0], [0], label_names)
+
+
 def _remove_own(path: str, pid: int) -> None:
     if os.getpid() == pid:
         Path(path).unlink(missing_ok=True)
@@ -218,7 +223,7 @@ def _scan(storage: Storage, prefix: str) -> _Listed:
             else:
                 entries.append(entry)
     except NotFoundError as exc:
-        if storage.name == "fs":
+        if storage.name == "fs" and exc.key == prefix:
             raise CatalogError(
                 f"{storage.label}: {prefix}: there is no such folder; each source needs one folder "
                 "per category of dataset.label"

@@ -61,6 +61,7 @@ def check_configuration(options: argparse.Namespace) -> int:
             if not has_storage:
                 config = opened.enter_context(_on_synthetic_data(config))
                 print("--    storage: none is configured, so a run makes its own data; here are a few such files")
+            report.step("outputs", partial(_check_outputs, config))
             _check_storage(report, config)
     print("a run would not start: mend the above" if report.failed else "a run would start")
     return int(report.failed)
@@ -149,9 +150,13 @@ def _batch(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[
     try:
         loader = build.make_loader(config, storage, some, "random")
         try:
+            storage.meter.take()
             if not (steps.model and (steps.training or steps.inference)):
-                return f"{sum(len(labels) for _, labels in loader)} images loaded; execution.steps trains nothing", True
-            return _train(config, build, loader, len(catalog.label_names)), True
+                for _ in loader:
+                    pass
+                samples = _check_passes(storage, some, loader)
+                return f"{samples} images loaded; execution.steps trains nothing", True
+            return _train(config, storage, some, build, loader), True
         finally:
             loader.close()
     except OtherFrameworkError as exc:
@@ -160,13 +165,44 @@ def _batch(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[
         return f"will be skipped: {exc}", True
 
 
-def _train(config: Config, build: Any, loader: Any, classes: int) -> str:
+def _train(config: Config, storage: Any, catalog: Any, build: Any, loader: Any) -> str:
+    from dnnbench.training.history import learned
+
     one_epoch = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
-    trainer = build.make_trainer(one_epoch, loader, classes)
+    trainer = build.make_trainer(one_epoch, loader, len(catalog.label_names))
+    trainer.warm_up()
     trainer.train()
+    samples = _check_passes(storage, catalog, loader, type(trainer).__name__)
+    if config.execution.steps.inference:
+        build.Predictor(config, trainer.model)(loader.first_batch[0])
+    history = learned(trainer.history, type(trainer).__name__)
+    loss = history[-1].get("loss") if history else None
+    trained = f"{type(trainer.model).__name__} trained on {samples} images"
+    return trained + ("" if loss is None else f", loss {loss:.2f}")
+
+
+def _check_passes(storage: Any, catalog: Any, loader: Any, trainer: str = "") -> int:
+    """Holds what was read against the catalog, as a run does; returns the samples of a pass."""
+    from dnnbench.metrics import check_pass
+
     passes = loader.take_epochs()
     if not passes:
-        raise MeasurementError(f"training.name: {type(trainer).__name__}: its train() read nothing from its loader")
-    loss = trainer.history[-1].get("loss") if trainer.history else None
-    trained = f"{type(trainer.model).__name__} trained on {passes[0].samples} images"
-    return trained + ("" if loss is None else f", loss {loss:.2f}")
+        raise MeasurementError(f"training.name: {trainer}: its train() read nothing from its loader")
+    for one in passes:
+        check_pass(storage.label, one.indices, one.tally, catalog.sizes_bytes, loader.expected_samples)
+    return int(passes[0].samples)
+
+
+def _check_outputs(config: Config) -> tuple[str, bool]:
+    from dnnbench.metrics_csv import check_writable, csv_path
+    from dnnbench.trained import check_save_dir
+
+    path = csv_path(config) if config.execution.steps.metrics else None
+    if path is not None:
+        check_writable(path)
+    check_save_dir(config)
+    told = [
+        f"metrics in {path}" if path else "",
+        f"networks in {config.model.save_dir}" if config.model.save_dir else "",
+    ]
+    return ", ".join(filter(None, told)) or "none but the JSON", True

@@ -17,10 +17,10 @@ from dnnbench.errors import MeasurementError
 SCHEMA = 1
 MIB = 1024 * 1024
 NS = 1_000_000_000
-# Other processes that took more than this share of the processors may well show in the figures; less
-# than this time cannot be told from the ticks in which the kernel counts.
+# Other processes that took more than this share of the processors may well show in the figures. In less
+# time of all cores together than this, the kernel's ticks of 10 ms cannot tell them from our own.
 DISTURBED_SHARE = 0.1
-DISTURBED_NS = NS // 10
+TOLD_APART_NS = NS
 # What a dataset that opens its files by itself must read of them at least, for its figures to be theirs.
 OWN_READS_SHARE = 0.9
 # In thousandths, as whole numbers: 0.999 as a float leads one rank too far.
@@ -63,6 +63,7 @@ class EpochFigures:
     wait_ns: int
     compute_ns: int
     first_batch_ns: int
+    first_step_ns: int = 0
     retries: int = 0
     errors: int = 0
     loss: float | None = None
@@ -89,7 +90,11 @@ class EpochFigures:
 
 @dataclass
 class Inference:
-    """Predictions of one pass: ``confusion[true][predicted]`` counts; ``batch_ns`` from request to predictions."""
+    """Predictions of one pass: ``confusion[true][predicted]`` counts; ``batch_ns`` from request to predictions.
+
+    A network with more outputs than there are categories may predict none of them: the last column
+    of ``confusion``, one more than there are rows.
+    """
 
     confusion: list[list[int]]
     batch_ns: array[int]
@@ -159,7 +164,8 @@ def record(
     objects = sum(one.objects for one in rounds)
     content_bytes = sum(one.content_bytes for one in rounds)
     cpu_ns = sum(one.process_cpu_ns + one.worker_cpu_ns for one in rounds)
-    others_cpu_ns = sum(one.others_cpu_ns for one in rounds)
+    core_ns = wall_ns * cores
+    others_cpu_share = sum(one.others_cpu_ns for one in rounds) / core_ns if core_ns >= TOLD_APART_NS else None
     listing = any(one.listed_bytes is not None for one in rounds)
     figures: dict[str, Any] = {
         "schema": SCHEMA,
@@ -173,9 +179,9 @@ def record(
         "errors": total.errors,
         "own_reads": total.own_reads,
         "cpu_s_per_object": cpu_ns / NS / objects if objects else None,
-        "cpu_share": cpu_ns / (wall_ns * cores),
-        "others_cpu_share": others_cpu_ns / (wall_ns * cores),
-        "disturbed": others_cpu_ns > max(DISTURBED_SHARE * wall_ns * cores, DISTURBED_NS),
+        "cpu_share": cpu_ns / core_ns,
+        "others_cpu_share": others_cpu_share,
+        "disturbed": None if others_cpu_share is None else others_cpu_share > DISTURBED_SHARE,
         "cores": cores,
         "start_memory_mib": None if start_memory_bytes is None else start_memory_bytes / MIB,
         "peak_memory_mib": None if peak_memory_bytes is None else peak_memory_bytes / MIB,
@@ -187,7 +193,7 @@ def record(
         figures.update(percentiles_ms(total.latency_ns))
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
-        figures.update(_loader_record(epochs))
+        figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s
     inferences = [one.inference for one in rounds if one.inference is not None]
     if inferences:
@@ -205,8 +211,7 @@ def _round_record(one: Round, listing: bool) -> dict[str, Any]:
     }
 
 
-def _loader_record(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
-    wall_ns = sum(epoch.wall_ns for epoch in epochs)
+def _loader_record(epochs: Sequence[EpochFigures], wall_ns: int) -> dict[str, Any]:
     wait_ns = sum(epoch.wait_ns for epoch in epochs)
     samples = sum(epoch.samples for epoch in epochs)
     last = epochs[-1]
@@ -214,6 +219,7 @@ def _loader_record(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
         "samples": samples,
         "samples_per_s": per_second(samples, wall_ns),
         "first_batch_s": epochs[0].first_batch_ns / NS,
+        "first_step_s": epochs[0].first_step_ns / NS,
         "waiting_s": wait_ns / NS,
         "computing_s": sum(epoch.compute_ns for epoch in epochs) / NS,
         "waiting_share": wait_ns / wall_ns,
@@ -226,7 +232,10 @@ def _loader_record(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
 
 def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
     categories = range(len(inferences[0].confusion))
-    confusion = [[sum(one.confusion[i][j] for one in inferences) for j in categories] for i in categories]
+    columns = range(len(inferences[0].confusion[0]))
+    confusion = [[sum(one.confusion[i][j] for one in inferences) for j in columns] for i in categories]
+    if not any(row[-1] for row in confusion):
+        confusion = [row[:-1] for row in confusion]
     batch_ns = array("q")
     for one in inferences:
         batch_ns.extend(one.batch_ns)
@@ -249,7 +258,10 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
     if not expected:
         raise MeasurementError(f"{what}: there was nothing to read, so there is nothing to measure")
     if len(indices) != expected:
-        raise MeasurementError(f"{what}: {len(indices)} samples came through, but {expected} were expected")
+        raise MeasurementError(
+            f"{what}: {len(indices)} samples came through, but {expected} were expected; a loop that ends early, or "
+            "looks at a first batch, makes a pass that is no epoch"
+        )
     if indices.min() < 0 or indices.max() >= len(sizes_bytes):
         raise MeasurementError(f"{what}: some samples are none of the catalog's {len(sizes_bytes)}")
     if len(np.unique(indices)) != len(indices):

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,14 @@ def _is_of_a_sibling(found: type, base: type) -> bool:
     )
 
 
+def absolute(name: str) -> str:
+    """The name, with the path of a user's file made absolute, so that it holds in any folder."""
+    module_name, colon, class_name = name.rpartition(":")
+    if not (colon and module_name.endswith(".py")):
+        return name
+    return f"{Path(module_name).expanduser().resolve()}:{class_name}"
+
+
 def construct(kind: Any, *arguments: Any, **known: Any) -> Any:
     """An instance made with ``arguments``, and with those of ``known`` that its constructor names.
 
@@ -111,8 +120,12 @@ def load_file(key: str, path: Path) -> Any:
         raise PluginError(f"{key}: {path}: {exc}") from exc
     if not found:
         raise PluginError(f"{key}: {path}: there is no such file")
+    # What lies beside a script can be imported from it, so too from here.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     # One name per file, the same in every process, so that what it defines can be found again there.
-    name = f"{USER_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"{USER_MODULE}{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

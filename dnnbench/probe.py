@@ -19,6 +19,45 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def descendants() -> list[int]:
+    """The living processes that descend from this one.
+
+    Asked of the kernel process by process: psutil looks at every process of the machine, and takes
+    the interpreter from the benchmark the longer, the more there are.
+    """
+    found: list[int] = []
+    pending = [os.getpid()]
+    while pending:
+        children = _children(pending.pop())
+        found += children
+        pending += children
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                children += map(int, file.read().split())
+    except FileNotFoundError:
+        # The process, or one of its threads, has ended; or the kernel was built without this account.
+        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            return _children_by_psutil(pid)
+    except OSError:
+        pass
+    return children
+
+
+def _children_by_psutil(pid: int) -> list[int]:
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
 class PeakMemory:
     """The largest sum of proportional set sizes (PSS) of this process and its children, sampled.
 
@@ -62,10 +101,7 @@ class PeakMemory:
             self.cpu_ns = time.thread_time_ns()
 
     def _pids(self) -> list[int]:
-        import psutil
-
-        children = psutil.Process().children(recursive=True)
-        return [os.getpid(), *(child.pid for child in children if child.pid not in self._without)]
+        return [os.getpid(), *(pid for pid in descendants() if pid not in self._without)]
 
 
 class OtherWork:
@@ -104,12 +140,11 @@ def _own_cpu_s() -> float:
     """What this process, its living descendants and those that they have waited for have used so far."""
     import psutil
 
-    me = psutil.Process()
     total_s = 0.0
-    for process in (me, *me.children(recursive=True)):
+    for pid in (os.getpid(), *descendants()):
         # A process may end while it is looked at; then its parent counts it.
         with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
+            times = psutil.Process(pid).cpu_times()
             total_s += times.user + times.system + times.children_user + times.children_system
     return total_s
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from dnnbench.config import expand_settings, load_config
 
+INTERRUPT_PATIENCE_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,8 +28,28 @@ def run_benchmarks(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), str(ROOT / "bench")]
     command += [f"--dnn-config={path}", f"--benchmark-json={json_path}"]
     if config.execution.steps.metrics and not config.metrics.path:
-        command.append(f"--dnn-set=metrics.path={path.stem}.metrics.csv")
-    status = subprocess.run([*command, *options.pytest_arguments], check=False).returncode  # noqa: S603 (our own tests)
-    if status == 0:
+        # Quoted, so that a comma in it makes no second value.
+        command.append("--dnn-set=metrics.path=" + json.dumps(f"{path.stem}.metrics.csv"))
+    before_ns = _modified_ns(json_path)
+    status = _wait(subprocess.Popen([*command, *options.pytest_arguments]))  # noqa: S603 (our own tests)
+    if status == 0 and _modified_ns(json_path) != before_ns:
         print(f"figures: {json_path}")
     return status
+
+
+def _modified_ns(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Waits for pytest to end, after Ctrl-C too: then it is ending its workers and servers."""
+    patience_s: float | None = None
+    while True:
+        try:
+            return process.wait(patience_s)
+        except KeyboardInterrupt:
+            patience_s = INTERRUPT_PATIENCE_S
+        except subprocess.TimeoutExpired:
+            # Ctrl-C reaches both; a signal to this process alone is passed on.
+            process.send_signal(signal.SIGINT)
+            patience_s = None

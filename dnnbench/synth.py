@@ -24,6 +24,8 @@ BYTES_PER_PIXEL = 0.66
 # What a JPEG of ours takes before its pixels: tables and markers.
 HEADER_BYTES = 620
 SMALLEST_SIDE = 8
+# From this length on an image is as long as it is asked to be: the smallest JPEG of ours is shorter.
+SURELY_EXACT_BYTES = 1_500
 LARGEST_BYTES = 64 * 1024 * 1024
 _SINES = np.array([round(1000 * math.sin(2 * math.pi * i / 1024)) for i in range(1024)], dtype=np.int32)
 
@@ -77,7 +79,7 @@ def image(spec: SynthSpec, source: int, category: int, number: int) -> bytes:
 
     As long as its share of the distribution asks, to the byte, unless that is less than a JPEG can be.
     """
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, source, category, number])))
+    rng = _stream(spec, source, category, number)
     # One stream for the size and one for the picture: re-encoding must not change either.
     target_bytes = _target_bytes(spec, rng)
     picture_seed = int(rng.integers(2**62))
@@ -92,6 +94,16 @@ def image(spec: SynthSpec, source: int, category: int, number: int) -> bytes:
         too_large = max(len(data) - HEADER_BYTES, 1) / max(target_bytes - HEADER_BYTES, 1)
         area = width * height / max(too_large, 1.01) * 0.99
     return _pad(data, target_bytes)
+
+
+def size_bytes(spec: SynthSpec, source: int, category: int, number: int) -> int | None:
+    """The length of an image, without drawing it; None where it is so short that only drawing it tells."""
+    target_bytes = _target_bytes(spec, _stream(spec, source, category, number))
+    return target_bytes if target_bytes >= SURELY_EXACT_BYTES else None
+
+
+def _stream(spec: SynthSpec, source: int, category: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, source, category, number])))
 
 
 def _target_bytes(spec: SynthSpec, rng: np.random.Generator) -> int:

@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dnnbench.config import Config, expand_settings
+import numpy as np
+
+from dnnbench.catalog import single
+from dnnbench.config import Config, ConfigError, expand_settings
 from dnnbench.errors import DnnbenchError
-from dnnbench.images import decode, is_image_name
-from dnnbench.storage.base import Storage
+from dnnbench.images import is_image_name
+from dnnbench.plugins import absolute
+from dnnbench.storage.base import Entry, Storage
 
 BUILDERS = {"torch": "dnnbench.training.torch_build", "tf": "dnnbench.training.tensorflow_build"}
 
@@ -36,7 +40,7 @@ def save_trained(build: Any, config: Config, model: Any, name: str) -> Path:
     path = folder / f"{name}{build.MODEL_SUFFIX}"
     build.save_model(model, path)
     resolved = config.resolved()
-    parts = {key: resolved[key] for key in ("dataset", "model")}
+    parts = {key: resolved[key] | {"name": absolute(resolved[key]["name"])} for key in ("dataset", "model")}
     described = {"framework": name.partition("-")[0], "configuration": parts}
     path.with_suffix(path.suffix + ".json").write_text(json.dumps(described, indent=2) + "\n")
     return path
@@ -65,23 +69,35 @@ class Trained:
             first_line = str(exc).strip().partition("\n")[0]
             raise TrainedModelError(f"{path}: cannot be loaded as weights of this network ({first_line})") from exc
         self._predictor = build.Predictor(self.config, model)
+        self._dataset = build.make_dataset(self.config)
 
-    def predict(self, data: bytes) -> tuple[str, float]:
-        """(category, its probability) of one image's bytes. Raises `dnnbench.images.DecodeError`."""
-        dataset = self.config.dataset
-        height, width = dataset.image_dimension
-        pixels = decode(data, (height, width), dataset.image_mode == "colour")
-        scores = self._predictor.scores(pixels[None])[0]
+    def predict(self, storage: Storage, entry: Entry) -> tuple[str, float]:
+        """(category, its probability) of one image of a storage, read as the dataset read those of the training.
+
+        A network that has more outputs than categories may see none of these in an image: the
+        category is then ``-``. Raises the errors of the storage.
+        """
+        self._dataset.bind(storage, single(entry, self.labels))
+        image, _ = self._dataset[0]
+        scores = self._predictor.scores(np.asarray(image)[None])[0]
         best = int(scores.argmax())
-        return self.labels[best], float(scores[best])
+        return self.labels[best] if best < len(self.labels) else "-", float(scores[best])
 
 
-def images_at(storage: Storage, prefix: str) -> Iterator[tuple[str, bytes]]:
-    """(key, content) of the image at a key, or of every image below a prefix."""
+def images_at(storage: Storage, prefix: str) -> Iterator[Entry]:
+    """The image at a key, or every image below a prefix."""
     if is_image_name(prefix):
-        yield prefix, storage.read(prefix)
+        yield Entry(prefix, storage.size(prefix))
         return
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
-    for entry in sorted(storage.list(folder)):
-        if is_image_name(entry.key):
-            yield entry.key, storage.read(entry.key, entry.size_bytes)
+    yield from (entry for entry in sorted(storage.list(folder)) if is_image_name(entry.key))
+
+
+def check_save_dir(config: Config) -> None:
+    """Raises `ConfigError` where ``model.save_dir`` could not receive a network."""
+    if not config.model.save_dir:
+        return
+    folder = Path(config.model.save_dir).expanduser().absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"model.save_dir: {folder}: cannot be written; name a folder that can be, or mend its rights")

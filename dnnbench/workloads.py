@@ -17,6 +17,7 @@ from dnnbench.catalog import Catalog, list_catalog
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
 from dnnbench.storage.base import Storage
+from dnnbench.training.history import learned, of_passes
 
 
 class Workload(Protocol):
@@ -75,7 +76,8 @@ class Listing:
             raise MeasurementError(
                 f"{self.storage.label}: the data set changed between two listings; measure one that nobody writes to"
             )
-        return Round(len(listed), tally, listed_bytes=listed.total_bytes)
+        # What is no sample was listed too.
+        return Round(len(listed) + listed.left_out.total(), tally, listed_bytes=listed.total_bytes)
 
     def done(self) -> int:
         return 0
@@ -107,6 +109,7 @@ class Reading:
         self._order = np.random.default_rng([self._seed, number]).permutation(len(self.catalog))
         self._items = list(self.catalog.items(self._order))
         self._positions = []
+        self.storage.open()
         if number == 0:
             # Connecting and signing in happen once in a training's life, so they are not read time.
             key, size_bytes = self._items[0]
@@ -181,10 +184,10 @@ class Loading:
     def account(self) -> Round:
         return self._round(self.loader.take_epochs())
 
-    def _round(self, epochs: Sequence[Any], history: Sequence[dict[str, Any]] = ()) -> Round:
+    def _round(self, epochs: Sequence[Any], history: Sequence[dict[str, float]] = ()) -> Round:
         """The epochs of one round, each held against the catalog."""
         total, figures = Tally(), []
-        for number, epoch in enumerate(epochs):
+        for epoch, told in zip(epochs, of_passes(history, len(epochs)), strict=True):
             check_pass(
                 f"{self.storage.label}: {self.what}",
                 epoch.indices,
@@ -192,7 +195,6 @@ class Loading:
                 self.catalog.sizes_bytes,
                 self.loader.expected_samples,
             )
-            learned = history[number] if number < len(history) else {}
             figures.append(
                 EpochFigures(
                     samples=epoch.samples,
@@ -201,10 +203,11 @@ class Loading:
                     wait_ns=epoch.wait_ns,
                     compute_ns=epoch.compute_ns,
                     first_batch_ns=epoch.first_batch_ns,
+                    first_step_ns=epoch.first_step_ns,
                     retries=epoch.tally.retries,
                     errors=epoch.tally.errors,
-                    loss=learned.get("loss"),
-                    accuracy=learned.get("accuracy"),
+                    loss=told.get("loss"),
+                    accuracy=told.get("accuracy"),
                 )
             )
             total += epoch.tally
@@ -229,6 +232,10 @@ class Training(Loading):
         self.trainer = trainer
         self.total = loader.expected_samples * trainer.epochs
 
+    def prepare(self, number: int) -> None:
+        super().prepare(number)
+        self.trainer.warm_up()
+
     def run(self) -> None:
         self.trainer.train()
 
@@ -236,7 +243,7 @@ class Training(Loading):
         epochs = self.loader.take_epochs()
         if not epochs:
             raise MeasurementError(f"{self.storage.label}: {self.what}: the trainer read nothing from its loader")
-        return self._round(epochs, getattr(self.trainer, "history", ()))
+        return self._round(epochs, learned(getattr(self.trainer, "history", ()), type(self.trainer).__name__))
 
 
 class Predictor(Protocol):
@@ -260,15 +267,16 @@ class Inferring(Loading):
         super().prepare(number)
         categories = len(self.catalog.label_names)
         self._batch_ns = array("q")
-        self._confusion = np.zeros((categories, categories), dtype=np.int64)
+        self._confusion = np.zeros((categories, categories + 1), dtype=np.int64)
 
     def run(self) -> None:
+        none_of_them = len(self.catalog.label_names)
         asked_ns = time.perf_counter_ns()
         for images, labels in self.loader:
             predicted = self._predict(images)
             now_ns = time.perf_counter_ns()
             self._batch_ns.append(now_ns - asked_ns)
-            np.add.at(self._confusion, (np.asarray(labels), predicted), 1)
+            np.add.at(self._confusion, (np.asarray(labels), np.minimum(predicted, none_of_them)), 1)
             asked_ns = now_ns
 
     def account(self) -> Round:

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,41 @@ def test_a_dataset_that_reads_only_a_part_of_its_files_has_only_that_counted(tmp
 def test_a_dataset_that_reads_nothing_has_no_read_counted(tmp_path):
     tally, _ = _own_reads(tmp_path, lambda image: None)
     assert (len(tally.latency_ns), tally.own_reads, tally.read_bytes) == (0, 0, 0)
+
+
+def test_a_dataset_that_reads_another_file_has_no_read_counted(tmp_path):
+    (tmp_path / "annotations.csv").write_bytes(b"x" * 100_000)
+    tally, _ = _own_reads(tmp_path, lambda image: (tmp_path / "annotations.csv").read_bytes())
+    assert len(tally.latency_ns) == 0
+
+
+def test_what_was_read_before_is_not_what_is_read_now(tmp_path):
+    seen = []
+
+    def once(image):
+        if not seen:
+            seen.append(Path(image).read_bytes())
+
+    tally, _ = _own_reads(tmp_path, once)
+    assert len(tally.latency_ns) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_own_reads_of_several_threads_are_each_their_own(tmp_path, threads):
+    contents = {f"{tmp_path}/{i}.jpg": bytes([i]) * (1000 + i) for i in range(40)}
+    for path, data in contents.items():
+        Path(path).write_bytes(data)
+    dataset = OwnReads()
+    dataset.bind(
+        FsStorage(),
+        Catalog(
+            [k.encode() for k in contents], [0] * 40, [len(d) for d in contents.values()], [0] * 40, [0] * 40, ["a"]
+        ),
+    )
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(dataset.__getitem__, range(40)))
+    tally = dataset.storage.meter.take()
+    assert (tally.own_reads, tally.read_bytes) == (40, sum(map(len, contents.values())))
 
 
 def test_a_read_through_the_storage_is_not_one_of_the_datasets_own(tmp_path):

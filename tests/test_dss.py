@@ -161,6 +161,27 @@ def test_a_listing_that_breaks_off_goes_on_at_the_next_endpoint(monkeypatch, tmp
         list(storage.list(""))
 
 
+def test_an_endpoint_that_hangs_is_asked_last_from_then_on(monkeypatch, tmp_path):
+    ends = [{"ipv4": "10.0.0.1", "port": port} for port in (1, 2)]
+    storage = _from_file(monkeypatch, tmp_path, json.dumps({"clusters": [{"id": 0, "endpoints": ends}]}))
+    asked = []
+
+    class Client:
+        def __init__(self, endpoint):
+            self.endpoint = endpoint
+
+        def get(self, bucket, key):
+            asked.append(self.endpoint[-1])
+            if self.endpoint.endswith(":1"):
+                raise UnreachableError("dss (boto3)", key, "no answer within 60 s")
+            return b"x"
+
+    monkeypatch.setattr(storage, "_connect", Client)
+    for i in range(20):
+        assert storage.read(f"key{i}") == b"x"
+    assert asked.count("1") == 1
+
+
 def _endpoints(cluster):
     ports = [int(endpoint.rpartition(":")[2]) for endpoint in cluster.endpoints]
     return [{"ipv4": "127.0.0.1", "port": port} for port in ports]

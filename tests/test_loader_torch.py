@@ -11,7 +11,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from dnnbench.config.model import DataLoader as Section
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
-from dnnbench.datasets.torch_loader import MeteredLoader, _Envelope
+from dnnbench.datasets.torch_loader import MeteredLoader
+from dnnbench.datasets.torch_worker import Envelope
 from dnnbench.metrics import Tally
 from dnnbench.storage.errors import NotFoundError, StorageError, TransientError
 
@@ -281,7 +282,7 @@ def test_it_answers_for_what_it_wraps():
 def test_what_torch_pins_of_an_envelope_is_its_batch(monkeypatch):
     # Stands in for a GPU's driver: a tensor that was pinned is one greater.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)
-    envelope = _Envelope((torch.zeros(2), torch.ones(2)), [3, 5], Tally(), 1, 1)
+    envelope = Envelope((torch.zeros(2), torch.ones(2)), [3, 5], Tally(), 1, 1)
     pinned = pin_memory(envelope)
     assert [tensor.tolist() for tensor in pinned.batch] == [[1, 1], [2, 2]]
     assert pinned.indices == [3, 5]

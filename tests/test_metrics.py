@@ -143,12 +143,13 @@ def epoch(samples=10, wall_s=2, wait_s=1, first_s=0.5, **learned):
 
 def training():
     epochs = [epoch(10, 1, 1, 0.25, loss=3.0, accuracy=0.1), epoch(10, 4, 1, 0.75, loss=2.0, accuracy=0.5)]
-    return [reading(10, epochs=epochs[:1]), reading(10, epochs=epochs[1:])]
+    # What a trainer does between its epochs is part of the round's time and of no epoch's.
+    return [reading(10, wall_s=2, epochs=epochs[:1]), reading(10, wall_s=6, epochs=epochs[1:])]
 
 
 def test_loaders_tell_waiting_and_computing_as_totals():
     figures = measured(*training(), worker_start_s=1.5)
-    expected = {"samples": 20, "samples_per_s": 4, "waiting_s": 2, "computing_s": 3, "waiting_share": 0.4}
+    expected = {"samples": 20, "samples_per_s": 2.5, "waiting_s": 2, "computing_s": 3, "waiting_share": 0.25}
     assert {key: figures[key] for key in expected} == pytest.approx(expected)
     assert (figures["first_batch_s"], figures["worker_start_s"]) == (0.25, 1.5)
 
@@ -167,8 +168,8 @@ def test_what_was_not_learned_is_left_out():
 
 def inference():
     passes = [
-        Inference([[9, 1], [0, 0]], array("q", [1 * S, 2 * S])),
-        Inference([[1, 9], [20, 0]], array("q", [3 * S])),
+        Inference([[9, 1, 0], [0, 0, 0]], array("q", [1 * S, 2 * S])),
+        Inference([[1, 9, 0], [20, 0, 0]], array("q", [3 * S])),
     ]
     return [reading(epochs=[epoch()], inference=one) for one in passes]
 
@@ -179,6 +180,13 @@ def test_predictions_are_summed_over_the_rounds():
     assert figures["accuracy"] == pytest.approx(10 / 40)  # the mean of the rounds' accuracies is 0.47
     assert (figures["batch_latency_count"], figures["latency_count"]) == (3, 4)
     assert (figures["batch_latency_p50_ms"], figures["batch_latency_max_ms"]) == (2000, 3000)
+
+
+def test_a_prediction_that_is_no_category_is_wrong_and_told_in_a_column_of_its_own():
+    one = Inference([[3, 0, 1], [0, 4, 2]], array("q", [S]))
+    figures = measured(reading(epochs=[epoch()], inference=one))
+    assert figures["confusion"] == [[3, 0, 1], [0, 4, 2]]
+    assert figures["accuracy"] == pytest.approx(7 / 10)
 
 
 @pytest.mark.parametrize(
@@ -295,11 +303,12 @@ def test_the_readme_tells_every_key_of_the_catalog():
     [
         (NS, 10 * NS, False),  # 5 % of two cores
         (3 * NS, 10 * NS, True),  # 15 %
-        (NS // 20, NS // 10, False),  # 25 %, and within the kernel's ticks
+        (NS // 20, NS // 10, None),  # 25 %, and within the kernel's ticks
     ],
 )
 def test_a_run_beside_others_is_called_disturbed(others_ns, wall_ns, disturbed):
     one = Round(1, Tally(), wall_ns=wall_ns, others_cpu_ns=others_ns)
     figures = record([one], cores=2, peak_memory_bytes=None)
     assert figures["disturbed"] is disturbed
-    assert figures["others_cpu_share"] == pytest.approx(others_ns / wall_ns / 2)
+    expected = None if disturbed is None else pytest.approx(others_ns / wall_ns / 2)
+    assert figures["others_cpu_share"] == expected

@@ -9,7 +9,15 @@ import uuid
 import pytest
 
 from dnnbench.config import S3Credentials
-from dnnbench.storage import CorruptError, DeniedError, NotFoundError, StorageError, UnreachableError
+from dnnbench.storage import (
+    CorruptError,
+    DeniedError,
+    MisconfiguredError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+    UnreachableError,
+)
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.fs import FsStorage
 from dnnbench.storage.s3 import CLIENTS, S3Storage
@@ -255,6 +263,94 @@ def test_s3_a_refused_connection_is_unreachable():
     with pytest.raises(UnreachableError, match="no connection") as caught:
         S3Storage("bucket", credentials).read("x")
     assert str(port) in str(caught.value)
+
+
+def test_no_read_pays_for_building_the_clients(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"x.bin": b"abc"})
+    storage.close()
+    built = []
+    storage.clock_ns = lambda: built.append(dict(storage._clients)) or 0
+    storage.read(f"{prefix}x.bin")
+    before, after = built
+    assert before.keys() == after.keys()
+    if storage.name == "dss":
+        assert len(before) >= sum(len(cluster.endpoints) for cluster in storage.clusters)
+
+
+def test_s3_retries_are_counted_where_no_answer_ever_comes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    storage = S3Storage("b", S3Credentials(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b"))
+    with pytest.raises(UnreachableError):
+        storage.read("x")
+    tally = storage.meter.take()
+    assert tally.requests["GET"] == tally.retries + 1 > 1
+
+
+@pytest.fixture
+def broken_server():
+    """A function (bytes) -> URL of a server that sends these bytes to whoever asks, and then says no more."""
+    running = []
+
+    def start(answer, then_close):
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def serve():
+            kept = []
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connection.recv(65536)
+                connection.sendall(answer)
+                if then_close:
+                    connection.close()
+                kept.append(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        running.append(listener)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in running:
+        listener.close()
+
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500
+
+
+def test_s3_a_body_that_breaks_off_is_an_error_of_ours(broken_server):
+    url = broken_server(HALF, then_close=True)
+    storage = S3Storage("b", S3Credentials(endpoint=url, access_key="a", secret_key="b"))
+    with pytest.raises(TransientError, match="broke off"):
+        storage.read("key")
+    assert storage.meter.take().errors == 1
+
+
+def test_s3_a_body_that_stalls_is_an_error_of_ours(broken_server, monkeypatch):
+    monkeypatch.setattr("dnnbench.storage.s3_boto3.READ_TIMEOUT_S", 1)
+    url = broken_server(HALF, then_close=False)
+    storage = S3Storage("b", S3Credentials(endpoint=url, access_key="a", secret_key="b"))
+    with pytest.raises(UnreachableError, match="no answer .* within 1 s"):
+        storage.read("key")
+
+
+def test_s3_a_credential_that_no_request_can_carry_is_not_shown(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "SECRET-TOKEN\n")
+    from dnnbench.storage import s3_boto3
+
+    s3_boto3._session.cache_clear()
+    try:
+        with pytest.raises(MisconfiguredError, match="a credential holds a line break") as caught:
+            S3Storage("b", S3Credentials(endpoint="http://127.0.0.1:9")).read("x")
+    finally:
+        s3_boto3._session.cache_clear()
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

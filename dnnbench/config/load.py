@@ -65,25 +65,27 @@ def load_config(path: Path | None) -> dict[str, Any]:
     return typing.cast(dict[str, Any], data)
 
 
-def expand_settings(data: dict[str, Any], settings: Sequence[str], source: str = "") -> list[Variant]:
+def expand_settings(
+    data: dict[str, Any], settings: Sequence[str], source: str = "", option: str = "--dnn-set"
+) -> list[Variant]:
     """The configurations that ``data`` and the ``KEY=VALUE[,VALUE…]`` settings make: one per combination.
 
-    ``source`` is named in errors (the file's path). Raises `ConfigError`.
+    ``source`` (the file's path) and ``option`` (that gives settings) are named in errors. Raises `ConfigError`.
     """
     axes: dict[str, list[Any]] = {}
     for setting in settings:
         key, _, text = setting.partition("=")
         if not key or not text:
-            raise ConfigError(f"--dnn-set {setting}: expected KEY=VALUE or KEY=VALUE,VALUE")
+            raise ConfigError(f"{option} {setting}: expected KEY=VALUE or KEY=VALUE,VALUE")
         axes[key] = [_parse_value(key, piece) for piece in _split_values(text)]
         if len(axes[key]) > 1 and key.rpartition(".")[2] in SECRETS:
             # It would be shown in the ids and in the record.
-            raise ConfigError(f"--dnn-set {key}: a secret takes one value")
+            raise ConfigError(f"{option} {key}: a secret takes one value")
     variants = []
     for values in itertools.product(*axes.values()):
         changed = json.loads(json.dumps(data))
         for key, value in zip(axes, values, strict=True):
-            _set(changed, key, value)
+            _set(changed, key, value, option)
         swept = tuple((k, _spell(v)) for k, v in zip(axes, values, strict=True) if len(axes[k]) > 1)
         variants.append(Variant(_validate(changed, source), swept))
     return variants
@@ -122,7 +124,10 @@ def _validate(data: dict[str, Any], source: str) -> Config:
     except ValidationError as exc:
         # One line: the first error, and how many more there are.
         errors = exc.errors(include_url=False)
-        text = _describe(errors[0])
+        # Where a value may be one thing or another, the one whose error lies deepest is what was meant.
+        first = _path(errors[0]["loc"])
+        meant = max((e for e in errors if _path(e["loc"]).startswith(first)), key=lambda e: len(_own_parts(e["loc"])))
+        text = _describe(meant)
         others = len({_path(error["loc"]) for error in errors}) - 1
         more = f" (and {others} more)" if others else ""
         where = f"{source}: " if source else ""
@@ -187,26 +192,26 @@ def _nearest(key: str, model: type[BaseModel] | None) -> str:
     return f'; did you mean "{near[0]}"?' if near else f"; known here: {', '.join(known)}"
 
 
-def _set(data: dict[str, Any], key: str, value: Any) -> None:
+def _set(data: dict[str, Any], key: str, value: Any, option: str) -> None:
     """Sets a dotted path; the path must be one of the model's. A list takes a single value as its one item."""
     parts = key.split(".")
     annotation: Any = Config
     for i, part in enumerate(parts):
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            raise ConfigError(f"--dnn-set {key}: {'.'.join(parts[:i])} has no keys below it")
+            raise ConfigError(f"{option} {key}: {'.'.join(parts[:i])} has no keys below it")
         fields = _fields(annotation)
         if part not in fields:
-            raise ConfigError(f"--dnn-set {key}: unknown key{_nearest(part, annotation)}")
+            raise ConfigError(f"{option} {key}: unknown key{_nearest(part, annotation)}")
         annotation = fields[part]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        raise ConfigError(f"--dnn-set {key}: is a section; set one of {', '.join(_fields(annotation))}")
+        raise ConfigError(f"{option} {key}: is a section; set one of {', '.join(_fields(annotation))}")
     if typing.get_origin(annotation) is list and not isinstance(value, list):
         value = [value]
     node = data
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--dnn-set {key}: the file has {_kind(node)} at {part}")
+            raise ConfigError(f"{option} {key}: the file has {_kind(node)} at {part}")
     node[parts[-1]] = value
 
 

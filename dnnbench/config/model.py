@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from dnnbench.errors import DnnbenchError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonEmptyStr = Annotated[str, Field(min_length=1)]
+
+
+def _different_names(value: list[Any]) -> list[Any]:
+    if len(set(value)) != len(value):
+        raise ValueError("different names (the same one is there twice)")
+    return value
+
+
+Names = Annotated[list[NonEmptyStr], Field(min_length=1), AfterValidator(_different_names)]
 
 
 class ConfigError(DnnbenchError):
@@ -47,6 +57,9 @@ class S3Credentials(Section):
     @field_validator("access_key", "secret_key", "session_token", mode="before")
     @classmethod
     def _secret(cls, value: Any) -> Any:
+        if isinstance(value, str) and any(char.isspace() or not char.isprintable() for char in value):
+            # A line break at the end is what a shell leaves in an environment variable.
+            raise ValueError("no white space, line breaks or control characters (found some; the value is not shown)")
         # Strict mode takes no plain string for a SecretStr, and that is what a file holds.
         return SecretStr(value) if isinstance(value, str) else value
 
@@ -77,7 +90,7 @@ class S3Storage(Section):
 
     bucket: str | None = None
     prefix: list[str] = [""]
-    client_lib: NonEmptyStr | Annotated[list[NonEmptyStr], Field(min_length=1)] = "boto3"
+    client_lib: NonEmptyStr | Names = "boto3"
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()
 
@@ -104,7 +117,7 @@ class FsStorage(Section):
     @field_validator("data_dir")
     @classmethod
     def _different(cls, value: list[str]) -> list[str]:
-        if len(set(value)) != len(value):
+        if len({os.path.normpath(folder) for folder in value}) != len(value):
             raise ValueError("different folders (the same one is there twice)")
         return value
 
@@ -121,6 +134,8 @@ class Storage(Section):
     def _s3_is_aws_or_dss(self) -> Storage:
         if self.format == "s3" and self.name not in ("aws", "dss"):
             raise ValueError(f'name "aws" or "dss" where format is "s3" (found "{self.name}")')
+        if self.format == "fs" and self.name in ("aws", "dss"):
+            raise ValueError(f'format "s3" where name is "{self.name}", or another name for a file system')
         return self
 
     @property
@@ -162,6 +177,9 @@ class Dataset(Section):
         for label in value:
             if label.strip("/") != label or label in (".", ".."):
                 raise ValueError(f'categories as folder names, without "/" at the ends (found "{label}")')
+            within = [other for other in value if label.startswith(other + "/")]
+            if within:
+                raise ValueError(f'categories that hold different images ("{label}" is a folder in "{within[0]}")')
         return value
 
 
@@ -210,8 +228,8 @@ class TensorFlow(Section):
     tunes both by itself); ``shuffle_buffer`` samples are shuffled in (0: the whole data set).
     """
 
-    num_parallel_calls: NonNegativeInt = 0
-    prefetch: NonNegativeInt = 0
+    num_parallel_calls: NonNegativeInt = 16
+    prefetch: NonNegativeInt = 2
     shuffle: bool = True
     shuffle_buffer: NonNegativeInt = 0
     deterministic: bool = True
@@ -224,7 +242,10 @@ FrameworkName = Literal["PyTorch", "TensorFlow"]
 class Framework(Section):
     """``framework``: its loader, and the size and number of batches and epochs."""
 
-    name: FrameworkName | Annotated[list[FrameworkName], Field(min_length=1)] = ["PyTorch", "TensorFlow"]
+    name: FrameworkName | Annotated[list[FrameworkName], Field(min_length=1), AfterValidator(_different_names)] = [
+        "PyTorch",
+        "TensorFlow",
+    ]
     pytorch: PyTorch = Field(default=PyTorch(), alias="PyTorch")
     tensorflow: TensorFlow = Field(default=TensorFlow(), alias="TensorFlow")
     batch_size: PositiveInt = 32
@@ -283,5 +304,8 @@ class Config(Section):
         return self.model_copy(update={"storage": self.storage.model_copy(update=parts)})
 
     def data_dirs(self) -> list[Path]:
-        """``storage.fs.data_dir`` with ``~`` expanded."""
-        return [Path(folder).expanduser() for folder in self.storage.fs.data_dir]
+        """``storage.fs.data_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
+        try:
+            return [Path(folder).expanduser() for folder in self.storage.fs.data_dir]
+        except RuntimeError as exc:
+            raise ConfigError(f"storage.fs.data_dir: {exc}") from exc

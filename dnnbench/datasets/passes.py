@@ -25,6 +25,7 @@ class Epoch:
     wait_ns: int = 0
     compute_ns: int = 0
     first_batch_ns: int = 0
+    first_step_ns: int = 0
     wall_ns: int = 0
     worker_cpu_ns: int = 0
     complete: bool = False
@@ -33,6 +34,12 @@ class Epoch:
     @property
     def samples(self) -> int:
         return len(self.indices)
+
+    def computed(self, compute_ns: int) -> None:
+        """Notes the time between getting a batch and asking for the next one."""
+        self.compute_ns += compute_ns
+        if self.batches == 1:
+            self.first_step_ns = compute_ns
 
 
 class MeteredPasses(ABC):
@@ -48,6 +55,8 @@ class MeteredPasses(ABC):
         self.samples_done = 0
         # Called before each pass and outside of its times; what makes the page cache cold hangs here.
         self.before_epoch: Callable[[], None] | None = None
+        # The first batch of the last pass: what an image is like once it has come through a user's dataset.
+        self.first_batch: Any = None
         self._passes = 0
         self._epochs: list[Epoch] = []
 
@@ -60,7 +69,7 @@ class MeteredPasses(ABC):
         """The batch in what the iterator yielded; notes its samples with `_saw`. Raises what went wrong."""
 
     def _end_pass(self, epoch: Epoch) -> None:  # noqa: B027 (workers may have told everything already)
-        """Completes the account of a pass."""
+        """Completes the account of a pass, and lets go of what it holds."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,25 +77,33 @@ class MeteredPasses(ABC):
     def __iter__(self) -> Iterator[Any]:
         epoch = self.open_pass()
         asked_ns = start_ns = time.perf_counter_ns()
-        iterator = self._start_pass(self._passes - 1)
+        iterator: Iterator[Any] | None = self._start_pass(self._passes - 1)
+        ended = False
         try:
             while True:
                 received = self._next(iterator)
                 got_ns = time.perf_counter_ns()
-                epoch.wait_ns += got_ns - asked_ns
                 if received is None:
+                    # Letting go of what a pass holds is the loader's doing, and may take it long.
+                    iterator, ended = None, True
+                    self._end_pass(epoch)
+                    epoch.wait_ns += time.perf_counter_ns() - asked_ns
                     epoch.complete = True
                     return
+                epoch.wait_ns += got_ns - asked_ns
                 batch = self._unpack(received, epoch)
                 if epoch.batches == 1:
-                    epoch.first_batch_ns = got_ns - start_ns
+                    epoch.first_batch_ns, self.first_batch = got_ns - start_ns, batch
                 yield batch
                 asked_ns = time.perf_counter_ns()
-                epoch.compute_ns += asked_ns - got_ns
+                epoch.computed(asked_ns - got_ns)
         finally:
+            if not ended:
+                iterator = None
+                self._end_pass(epoch)
             self.close_pass(epoch, time.perf_counter_ns() - start_ns)
 
-    def _next(self, iterator: Iterator[Any]) -> Any:
+    def _next(self, iterator: Any) -> Any:
         return next(iterator, None)
 
     def open_pass(self) -> Epoch:
@@ -97,10 +114,9 @@ class MeteredPasses(ABC):
         return Epoch()
 
     def close_pass(self, epoch: Epoch, wall_ns: int) -> None:
-        """Ends the account of a pass that took ``wall_ns``."""
+        """Ends the account of a pass that took ``wall_ns``; `_end_pass` has been called."""
         epoch.wall_ns = wall_ns
-        epoch.indices = np.asarray(epoch.seen, dtype=np.int64)
-        self._end_pass(epoch)
+        epoch.indices, epoch.seen = np.asarray(epoch.seen, dtype=np.int64), []
         self._epochs.append(epoch)
 
     def _saw(self, epoch: Epoch, indices: list[int]) -> None:

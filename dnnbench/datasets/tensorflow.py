@@ -14,6 +14,10 @@ from dnnbench.config import Config
 from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
 from dnnbench.datasets.samples import ImageSamples
 from dnnbench.errors import MeasurementError
+from dnnbench.probe import cores
+
+# Threads that tf.data may use where it chooses by itself how many reads run at a time.
+AUTOTUNED_THREADS = 16
 
 
 class RandomAccessDataset(ImageSamples):
@@ -68,21 +72,31 @@ class MeteredPipeline(MeteredPasses):
         indices = indices.unbatch()
         if self._shuffle and section.shuffle_buffer:
             indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
+        # What makes no whole batch is left out before it is read.
+        indices = indices.take(self.expected_samples)
         samples = indices.map(
             self._sample,
             num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
             deterministic=section.deterministic,
         )
         batches = samples.batch(self.batch_size).prefetch(section.prefetch or tf.data.AUTOTUNE)
-        return batches.apply(tf.data.experimental.assert_cardinality(len(self)))
+        return batches.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(self._options())
+
+    def _options(self) -> tf.data.Options:
+        section, options = self._section, tf.data.Options()
+        # Each call of Python code holds a thread while it waits for the storage, and tf.data's own pool has
+        # one per processor: without more of them no more reads than that would ever be in flight.
+        options.threading.private_threadpool_size = max(section.num_parallel_calls or AUTOTUNED_THREADS, cores())
+        # Where nothing is left to tune, the tuning thread only delays the end of each epoch, by seconds.
+        options.autotune.enabled = not (section.num_parallel_calls and section.prefetch)
+        return options
 
     def _orders(self) -> Iterator[Any]:
         """The whole order of the pass that begins: asked for once per pass, by ``tf.data``."""
         count = len(self.dataset)
         whole = self._shuffle and not self._section.shuffle_buffer
         order = epoch_order(count, self._seed, self._passes - 1) if whole else np.arange(count)
-        # The end that makes no whole batch is left out before it is read.
-        yield order[: self.expected_samples]
+        yield order
 
     def _sample(self, index: Any) -> tuple[Any, Any, Any]:
         image, label = tf.numpy_function(self._read, [index], [self._image_dtype, tf.int64])
@@ -133,28 +147,52 @@ class MeteredPipeline(MeteredPasses):
         """Runs ``fit`` (Keras's own) over the pipeline, metered; called by the model's ``fit``."""
         meter = _FitMeter(self)
         model.step_meter = meter
+        callbacks = options.pop("callbacks", None) or []
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = callbacks.callbacks
+        if isinstance(options.get("validation_data"), MeteredPipeline):
+            options["validation_data"] = options["validation_data"].plain
+        callbacks = [meter, *(callbacks if isinstance(callbacks, list | tuple) else [callbacks])]
         try:
-            return fit(self._pipeline, callbacks=[meter, *options.pop("callbacks", [])], shuffle=False, **options)
+            return fit(self._pipeline, **options | {"callbacks": callbacks, "shuffle": False})
         finally:
             model.step_meter = None
             meter.finish()
 
+    @property
+    def plain(self) -> tf.data.Dataset:
+        """The same batches as a ``tf.data.Dataset`` that is not metered, such as for evaluation."""
+        return self._pipeline.map(lambda images, labels, _: (images, labels))
+
+    def batch_spec(self) -> tuple[Any, Any]:
+        """What a batch is to TensorFlow, whatever its length."""
+        images, labels, _ = self._pipeline.element_spec
+        return tuple(tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in (images, labels))
+
 
 class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keeps the account of a ``model.fit``: epochs by callback, waiting around the request for each batch."""
+    """Keeps the account of a ``model.fit``: epochs by callback, waiting around the request for each batch.
+
+    An epoch's wall-clock time ends with its last batch: what Keras does after it, such as
+    validation, is no part of training on our batches.
+    """
 
     def __init__(self, pipeline: MeteredPipeline) -> None:
         super().__init__()
         self._pipeline = pipeline
         self._clock = time.perf_counter_ns
         self._epoch: Epoch | None = None
-        self._start_ns = self._got_ns = 0
+        self._start_ns = self._asked_ns = self._got_ns = self._end_ns = 0
+
+    def batch_spec(self) -> tuple[Any, Any]:
+        """What the batches are to TensorFlow."""
+        return self._pipeline.batch_spec()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = self._pipeline.open_pass()
         self._pipeline._begin()
-        self._start_ns = self._clock()
-        self._got_ns = 0
+        # Keras makes its iterator now, and lets go of the last epoch's: that is part of the first wait.
+        self._start_ns = self._asked_ns = self._end_ns = self._clock()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._computed()
@@ -164,28 +202,39 @@ class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]
             self._epoch.complete = True
         self.finish()
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        # Validation comes before the end of Keras's epoch, and reads what is not ours to count here.
+        self.on_epoch_end(0)
+
     def finish(self) -> None:
         """Closes the pass that is open, also where the fit broke off."""
         if self._epoch is not None:
             epoch, self._epoch = self._epoch, None
-            self._pipeline.close_pass(epoch, self._clock() - self._start_ns)
+            self._pipeline._end_pass(epoch)
+            self._pipeline.close_pass(epoch, self._end_ns - self._start_ns)
 
     def next_batch(self, iterator: Iterator[Any]) -> Any:
         """The next batch; raises ``StopIteration`` at the end of the epoch."""
         epoch = self._epoch
         if epoch is None:
             raise MeasurementError("model.fit asked for a batch outside of an epoch")
-        asked_ns = self._clock()
+        if epoch.batches:
+            # Where Keras takes several batches in one step, no callback ends the one before.
+            self._computed()
+            self._asked_ns = self._clock()
         received = self._pipeline._next(iterator)
-        self._got_ns = self._clock()
-        epoch.wait_ns += self._got_ns - asked_ns
+        self._got_ns = self._end_ns = self._clock()
+        epoch.wait_ns += self._got_ns - self._asked_ns
         if received is None:
+            self._got_ns = 0
             raise StopIteration
         batch = self._pipeline._unpack(received, epoch)
         if epoch.batches == 1:
-            epoch.first_batch_ns = self._got_ns - self._start_ns
+            epoch.first_batch_ns, self._pipeline.first_batch = self._got_ns - self._start_ns, batch
         return batch
 
     def _computed(self) -> None:
-        if self._epoch is not None:
-            self._epoch.compute_ns += self._clock() - self._got_ns
+        if self._epoch is not None and self._got_ns:
+            self._end_ns = self._clock()
+            self._epoch.computed(self._end_ns - self._got_ns)
+            self._got_ns = 0

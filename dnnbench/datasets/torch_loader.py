@@ -1,116 +1,33 @@
 """A DataLoader that meters itself: what was read, by whom, how long the loop waited and computed.
 
-Each worker makes whole batches and sends, with the batch, what its storage did for it. Nothing is
-shared between workers, and the loop that iterates sees plain batches.
+The loop that iterates sees plain batches; what its workers do is in `torch_worker`.
 """
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
-from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data import DataLoader, Sampler
 
 from dnnbench.config import Config, ConfigError
 from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
-from dnnbench.errors import DnnbenchError
-from dnnbench.metrics import Tally
-from dnnbench.plugins import USER_MODULE, load_file
-
-_PRELOAD = ["__main__", "dnnbench.datasets.torch_loader"]
-
-
-@dataclass
-class _Envelope:
-    """A batch on its way out of a worker, with the account of what it took; or the error instead."""
-
-    batch: Any
-    indices: list[int]
-    tally: Tally
-    pid: int
-    cpu_ns: int
-    error: DnnbenchError | None = None
-
-    def pin_memory(self) -> _Envelope:
-        # Called by torch for objects that it does not know.
-        self.batch = pin_memory(self.batch)  # type: ignore[no-untyped-call]
-        return self
-
-
-def _pack(dataset: RandomAccessDataset, samples: Iterator[tuple[int, tuple[Any, int]]]) -> _Envelope:
-    """Makes a batch of (index, sample) pairs. An error of ours travels as itself, not as torch's retelling."""
-    indices, read = [], []
-    batch, error = None, None
-    try:
-        for index, (image, label) in samples:
-            indices.append(index)
-            # PIL images are the one usual kind of image that torch does not collate.
-            read.append((np.array(image) if hasattr(image, "getbands") else image, label))
-        batch = default_collate(read) if read else None
-    except DnnbenchError as exc:
-        error = exc
-    return _Envelope(batch, indices, dataset.storage.meter.take(), os.getpid(), time.process_time_ns(), error)
-
-
-class _Shipped:
-    """A dataset that finds its class again in a worker, also where that comes from a user's file."""
-
-    def __init__(self, dataset: RandomAccessDataset) -> None:
-        self.dataset = dataset
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        module = type(self.dataset).__module__
-        file = sys.modules[module].__file__ if module.startswith(USER_MODULE) else None
-        return _unship, (type(self), file, bytes(ForkingPickler.dumps(self._state())))
-
-    def _state(self) -> tuple[Any, ...]:
-        return (self.dataset,)
-
-
-def _unship(kind: type, file: str | None, state: bytes) -> Any:
-    if file:
-        load_file("dataset.name", Path(file))
-    return kind(*ForkingPickler.loads(state))
-
-
-class _MapBatches(_Shipped, Dataset[_Envelope]):
-    """Indexed by a whole batch's indices."""
-
-    def __getitem__(self, indices: Sequence[int]) -> _Envelope:
-        return _pack(self.dataset, ((i, self.dataset[i]) for i in indices))
-
-
-class _IterableBatches(_Shipped, IterableDataset[_Envelope]):
-    """Yields whole batches of a worker's share; yields nothing while ``armed`` is 0."""
-
-    def __init__(self, sequential: SequentialDataset, armed: torch.Tensor) -> None:
-        super().__init__(sequential.dataset)
-        self.sequential, self.armed = sequential, armed
-
-    def _state(self) -> tuple[Any, ...]:
-        return (self.sequential, self.armed)
-
-    def __iter__(self) -> Iterator[_Envelope]:
-        if not self.armed.item():
-            return
-        samples = iter(self.sequential)
-        while True:
-            envelope = _pack(self.dataset, itertools.islice(samples, self.sequential.batch_size))
-            if envelope.error is None and not envelope.indices:
-                return
-            yield envelope
+from dnnbench.datasets.torch_worker import (
+    Envelope,
+    IterableBatches,
+    MapBatches,
+    Shipped,
+    StartWorker,
+    check_ships,
+    ended_workers_cpu_ns,
+    start_forkserver,
+)
+from dnnbench.errors import MeasurementError
 
 
 class _BatchOrder(Sampler[list[int]]):
@@ -156,25 +73,29 @@ class MeteredLoader(MeteredPasses):
         self.drop_last = section.drop_last
         self._cpu_ns_by_pid: dict[int, int] = {}
         self._persistent = section.persistent_workers and section.num_workers > 0
+        self._start_method = section.multiprocessing_context
         self._armed = torch.ones(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._order: _BatchOrder | None = None
-        source: _Shipped
+        source: Shipped
         if isinstance(dataset, SequentialDataset):
             dataset.batch_size, dataset.drop_last = batch_size, section.drop_last
-            source = _IterableBatches(dataset, self._armed)
+            source = IterableBatches(dataset, self._armed)
             shares = [len(dataset.share(w, max(self.num_workers, 1))) for w in range(max(self.num_workers, 1))]
             self.expected_samples = sum(shares)
             self._length = sum(-(-share // batch_size) for share in shares)
         else:
             self._order = _BatchOrder(len(dataset), batch_size, section.shuffle, section.drop_last, seed)
-            source = _MapBatches(dataset)
+            source = MapBatches(dataset)
             self.expected_samples, self._length = self._order.used, len(self._order)
+        if self.num_workers and section.multiprocessing_context != "fork":
+            check_ships(source)
         self._loader: DataLoader[Any] = DataLoader(
             source,
             sampler=self._order,
             batch_size=None,
             collate_fn=_as_it_is,
             pin_memory=section.pin_memory,
+            worker_init_fn=StartWorker(source),
             **self._worker_options(section),
         )
 
@@ -188,8 +109,7 @@ class MeteredLoader(MeteredPasses):
                 'use "forkserver"'
             )
         if section.multiprocessing_context == "forkserver":
-            # The server imports torch once, and every worker is forked from it.
-            multiprocessing.set_forkserver_preload(_PRELOAD)
+            start_forkserver()
         return {
             "num_workers": section.num_workers,
             "persistent_workers": section.persistent_workers,
@@ -208,13 +128,29 @@ class MeteredLoader(MeteredPasses):
     def _start_pass(self, number: int) -> Iterator[Any]:
         if self._order is not None:
             self._order.epoch = number
+        if self._workers_end:
+            self._ended_cpu_ns = ended_workers_cpu_ns(self._start_method)
         self._iterator: Any = iter(self._loader)
         iterator: Iterator[Any] = self._iterator
         return iterator
 
-    def _unpack(self, received: _Envelope, epoch: Epoch) -> Any:
+    def _next(self, iterator: Any) -> Any:
+        try:
+            return next(iterator, None)
+        except (OSError, RuntimeError) as exc:
+            # torch and the pipes tell of a dead worker as of a lost connection, which reads like the storage's.
+            dead = [worker for worker in getattr(iterator, "_workers", ()) if not worker.is_alive()]
+            if not dead:
+                raise
+            codes = ", ".join(f"{worker.pid} ({worker.exitcode})" for worker in dead)
+            raise MeasurementError(
+                f"a loader worker died in the middle of an epoch: process (exit code) {codes}; -9 is killed, "
+                "mostly for want of memory: set fewer num_workers"
+            ) from exc
+
+    def _unpack(self, received: Envelope, epoch: Epoch) -> Any:
         epoch.tally += received.tally
-        if received.pid != os.getpid():
+        if self._persistent:
             epoch.worker_cpu_ns += received.cpu_ns - self._cpu_ns_by_pid.get(received.pid, 0)
             self._cpu_ns_by_pid[received.pid] = received.cpu_ns
         if received.error is not None:
@@ -225,8 +161,14 @@ class MeteredLoader(MeteredPasses):
     def _end_pass(self, epoch: Epoch) -> None:
         # Workers that do not persist are ended here: left to the garbage collector, each that is
         # not yet through its share when an error stops the loop costs five seconds.
-        if self.num_workers and not self._persistent:
+        if self._workers_end:
             self._iterator._shutdown_workers()
+            epoch.worker_cpu_ns = ended_workers_cpu_ns(self._start_method) - self._ended_cpu_ns
+
+    @property
+    def _workers_end(self) -> bool:
+        """Whether workers end with the pass."""
+        return self.num_workers > 0 and not self._persistent
 
     def start_workers(self) -> float | None:
         """Starts persistent workers without reading anything; returns the seconds it took, None where none start.

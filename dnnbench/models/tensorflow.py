@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from dnnbench.models.losses import find_loss
@@ -61,23 +64,61 @@ class NeuralNetwork(keras.Model):  # type: ignore[misc]
 
     def fit(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
         """Keras's ``fit``; where ``x`` is a loader of ours, waiting and computing are told apart."""
-        if hasattr(x, "fit_through"):
-            return x.fit_through(self, super().fit, **options)
-        return super().fit(x, *arguments, **options)
+        if not hasattr(x, "fit_through"):
+            return super().fit(x, *arguments, **options)
+        given = inspect.signature(super().fit).bind_partial(x, *arguments, **options).arguments
+        del given["x"]
+        return x.fit_through(self, super().fit, **given)
+
+    def evaluate(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Keras's ``evaluate``; a loader of ours is read as it is, and not metered."""
+        return super().evaluate(getattr(x, "plain", x), *arguments, **options)
+
+    def predict(self, x: Any, *arguments: Any, **options: Any) -> Any:
+        """Keras's ``predict``; a loader of ours is read as it is, and not metered."""
+        return super().predict(getattr(x, "plain", x), *arguments, **options)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras's compiled step, fed by a request for a batch that is timed apart from it."""
         if self.train_function is None or force:
             super().make_train_function(force)
-            step = self.train_function
-
-            def metered(iterator: Iterator[Any]) -> Any:
-                if self.step_meter is None:
-                    return step(iterator)
-                return step(iter([self.step_meter.next_batch(iterator)]))
-
-            self.train_function = metered
+            self.train_function = _MeteredStep(self, self.train_function)
         return self.train_function
+
+    def compile_step(self, batch_spec: tuple[Any, Any]) -> None:
+        """Compiles the training step for batches of any length, without running it; `compile` has been called."""
+        self.make_train_function()
+        self.train_function.compiled(batch_spec).get_concrete_function()
+
+
+class _MeteredStep:
+    """A model's training step on the next batch of an iterator, asked for through the model's ``step_meter``."""
+
+    def __init__(self, model: NeuralNetwork, step: Callable[[Iterator[Any]], Any]) -> None:
+        self._model, self._step = model, step
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, iterator: Iterator[Any]) -> Any:
+        meter = self._model.step_meter
+        if meter is None:
+            return self._step(iterator)
+        run = self.compiled(meter.batch_spec())
+        outputs = run(*meter.next_batch(iterator))
+        # What is left of the epoch may be fewer batches than a step takes.
+        with contextlib.suppress(StopIteration):
+            for _ in range(self._model.steps_per_execution - 1):
+                outputs = run(*meter.next_batch(iterator))
+        return outputs
+
+    def compiled(self, batch_spec: tuple[Any, Any]) -> Any:
+        """The step on one batch, for batches of any length: Keras's own would be compiled again for the last one."""
+        if self._model.run_eagerly:
+            return lambda *batch: self._step(iter([batch]))
+        if batch_spec not in self._compiled:
+            self._compiled[batch_spec] = tf.function(
+                lambda *batch: self._step(iter([batch])), input_signature=batch_spec, autograph=False
+            )
+        return self._compiled[batch_spec]
 
 
 @keras.saving.register_keras_serializable("dnnbench")

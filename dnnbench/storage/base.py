@@ -18,7 +18,7 @@ from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, StorageError
 
 # What belongs to one process and never travels to another.
-_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down")
+_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open")
 
 
 class Entry(NamedTuple):
@@ -87,11 +87,19 @@ class Storage(ABC):
     # The clock of latencies; a fake storage brings its own.
     clock_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
     _pid: int
+    _is_open: bool
 
     def __init__(self) -> None:
         self._enter_process(new=True)
 
     # -- what a storage does ---------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Builds this process's clients. Reading does it too, before its clock starts: no read pays for it."""
+        self._enter_process()
+        if not self._is_open:
+            self._open()
+            self._is_open = True
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yields every object whose key starts with ``prefix``, at any depth, in no fixed order.
@@ -117,7 +125,7 @@ class Storage(ABC):
 
         With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
         """
-        self._enter_process()
+        self._counting_errors(self.open)
         start_ns = self.clock_ns()
         data: bytes = self._counting_errors(self._read, key, size_bytes)
         latency_ns = self.clock_ns() - start_ns
@@ -140,7 +148,7 @@ class Storage(ABC):
             raise ValueError(f"a range needs 0 <= start <= end (found {start}, {end})")
         if start == end:
             return b""
-        self._enter_process()
+        self._counting_errors(self.open)
         start_ns = self.clock_ns()
         data: bytes = self._counting_errors(self._read_range, key, start, end)
         self.meter.read_done(self.clock_ns() - start_ns, len(data))
@@ -161,10 +169,18 @@ class Storage(ABC):
         self._enter_process()
         self._counting_errors(self._write, key, data)
 
-    def close(self) -> None:  # noqa: B027 (a file system has nothing to give back)
+    def close(self) -> None:
         """Gives back connections. A closed storage opens again when it is used."""
+        self._enter_process()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._is_open = False
 
     # -- what a backend implements ---------------------------------------------------------------
+
+    def _open(self) -> None:  # noqa: B027 (a file system has nothing to build)
+        """Builds every client that a read may need."""
 
     @abstractmethod
     def _list(self, prefix: str) -> Iterator[Entry]: ...
@@ -209,6 +225,7 @@ class Storage(ABC):
             self._meter = Meter()
             self._lock = threading.Lock()
             self._clients: dict[str, Any] = {}
+            self._is_open = False
             self._down: dict[str, float] = {}
 
     def _counting_errors(self, call: Any, *args: Any) -> Any:

@@ -141,6 +141,11 @@ class DssStorage(Storage):
         first = weight % len(cluster.endpoints)
         return cluster, [*cluster.endpoints[first:], *cluster.endpoints[:first]]
 
+    def _open(self) -> None:
+        for cluster in self.clusters:
+            for endpoint in cluster.endpoints:
+                self._connect(endpoint)
+
     def _connect(self, endpoint: str) -> S3Client:
         with self._lock:
             if endpoint not in self._clients:
@@ -217,9 +222,3 @@ class DssStorage(Storage):
             "server": ", ".join(sorted(servers)) or None,
             **client_class(self.client).settings(),
         }
-
-    def close(self) -> None:
-        self._enter_process()
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()

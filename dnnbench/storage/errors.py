@@ -4,7 +4,7 @@ StorageError
 ├── NotFoundError          no such object, bucket or folder
 ├── DeniedError            the credentials are wrong or do not suffice
 ├── TransientError         throttled, timed out or a server's error, after all retries
-│   └── UnreachableError   no connection could be made
+│   └── UnreachableError   no connection could be made, or no answer came in time
 ├── CorruptError           the content is not what it must be (length, checksum, no image)
 └── MisconfiguredError     a setting cannot work
 """
@@ -40,7 +40,7 @@ class TransientError(StorageError):
 
 
 class UnreachableError(TransientError):
-    """No connection could be made."""
+    """No connection could be made, or no answer came in time."""
 
 
 class CorruptError(StorageError):

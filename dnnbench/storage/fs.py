@@ -97,7 +97,7 @@ class FsStorage(Storage):
         except StorageError:
             raise
         except (FileNotFoundError, NotADirectoryError) as exc:
-            raise NotFoundError(self.label, key, "no such file or folder; check storage.fs.data_dir") from exc
+            raise NotFoundError(self.label, key, "there is no such file or folder") from exc
         except PermissionError as exc:
             raise DeniedError(self.label, key, "permission denied; run as a user who may read it") from exc
         except IsADirectoryError as exc:

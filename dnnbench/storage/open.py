@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from dnnbench.config import Config, ConfigError
 from dnnbench.storage.base import Storage
 from dnnbench.storage.dss import DssStorage
@@ -38,7 +40,12 @@ def sources_of(config: Config, name: str) -> list[str]:
     folders = config.data_dirs()
     if not folders:
         raise ConfigError('storage.fs.data_dir: is not set, and the storage "fs" needs it')
+    real = [os.path.realpath(folder) for folder in folders]
     for i, folder in enumerate(folders):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ConfigError(f"storage.fs.data_dir[{i}]: {folder}: there is no such folder")
+        if real.index(real[i]) < i:
+            raise ConfigError(
+                f"storage.fs.data_dir[{i}]: {folder}: is the same folder as {folders[real.index(real[i])]}"
+            )
     return [f"{folder}/" for folder in folders]

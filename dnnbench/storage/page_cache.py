@@ -11,17 +11,26 @@ import ctypes
 import errno
 import mmap
 import os
+from array import array
 from collections.abc import Iterable
 
 COLD, WARM, UNKNOWN = "cold", "warm", "unknown"
 
 
 def make_cold(paths: Iterable[str]) -> str:
-    """Drops each file from the page cache. ``cold`` where every page of every file is verified gone."""
-    cold = True
+    """Drops each file from the page cache. ``cold`` where every page of every file is verified gone.
+
+    A file that is there under two names (as a link) is never cold: it would be read twice.
+    """
+    cold, linked = True, False
+    devices, inodes = array("Q"), array("Q")
     for path in paths:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            info = os.fstat(handle)
+            linked = linked or info.st_nlink > 1 or os.path.islink(path)
+            devices.append(info.st_dev)
+            inodes.append(info.st_ino)
             # Pages that are not yet on the disk cannot be dropped. Where this fails, `mincore` will tell.
             with contextlib.suppress(OSError):
                 os.fsync(handle)
@@ -32,6 +41,9 @@ def make_cold(paths: Iterable[str]) -> str:
             cold = False
         finally:
             os.close(handle)
+    # The second reading of the same file in one round would be memory's, under whichever name.
+    if linked and len(set(zip(devices, inodes, strict=True))) < len(inodes):
+        return UNKNOWN
     return COLD if cold else UNKNOWN
 
 

@@ -61,6 +61,9 @@ class S3Storage(Storage):
             client: S3Client = self._clients["s3"]
             return client
 
+    def _open(self) -> None:
+        self.connection()
+
     def _list(self, prefix: str) -> Iterator[Entry]:
         return self.connection().list(self.bucket, prefix)
 
@@ -84,12 +87,6 @@ class S3Storage(Storage):
             "server": client.server,
             **client.settings(),
         }
-
-    def close(self) -> None:
-        self._enter_process()
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
 
 
 def http_range(start: int, end: int) -> str:

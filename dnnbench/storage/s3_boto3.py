@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import boto3
@@ -29,7 +32,6 @@ from botocore.exceptions import (
 from dnnbench.config import S3Credentials
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import (
-    CorruptError,
     DeniedError,
     MisconfiguredError,
     NotFoundError,
@@ -66,7 +68,7 @@ class Boto3Client:
         self.endpoint = credentials.endpoint
         self.server: str | None = None
         with self._errors(self.endpoint or "AWS"):
-            session = boto3.session.Session(profile_name=credentials.profile)
+            session = _session(os.getpid(), credentials.profile)
             signed = credentials.access_key is not None or session.get_credentials() is not None
             if not signed and credentials.endpoint is None:
                 raise NoCredentialsError()
@@ -79,7 +81,9 @@ class Boto3Client:
                 aws_session_token=_reveal(credentials.session_token),
                 config=_boto_config(credentials.endpoint is not None, signed, attempts),
             )
+        self._call = threading.local()
         events = self._client.meta.events
+        events.register("before-call.s3", self._begin_call)
         events.register("before-send.s3", self._count)
         events.register("after-call.s3", self._note_response)
 
@@ -105,7 +109,8 @@ class Boto3Client:
                 if byte_range and exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
                     return b""
                 raise
-            with response["Body"] as body:
+            # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
+            with closing(response["Body"]) as body:
                 return bytes(body.read())
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
@@ -135,8 +140,14 @@ class Boto3Client:
             "max_connections": MAX_CONNECTIONS,
         }
 
+    def _begin_call(self, **_: Any) -> None:
+        self._call.attempts = 0
+
     def _count(self, request: Any, **_: Any) -> None:
-        # Sent for every attempt, so retries are counted as what they are: requests.
+        # Told of every attempt, in the calling thread: retries are counted also where no answer ever comes.
+        self._call.attempts += 1
+        if self._call.attempts > 1:
+            self._meter.retry()
         verb = request.method
         if verb == "GET" and "list-type=2" in request.url:
             verb = "LIST"
@@ -144,8 +155,6 @@ class Boto3Client:
 
     def _note_response(self, parsed: dict[str, Any], **_: Any) -> None:
         metadata = parsed.get("ResponseMetadata", {})
-        for _retry in range(metadata.get("RetryAttempts", 0)):
-            self._meter.retry()
         self.server = metadata.get("HTTPHeaders", {}).get("server", self.server)
 
     @contextmanager
@@ -159,21 +168,30 @@ class Boto3Client:
         except (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError, SSLError) as exc:
             problem = f"no connection to {self.endpoint or 'AWS'} ({type(exc).__name__}); is the endpoint right and up?"
             raise UnreachableError(self._label, key, problem) from exc
+        except ReadTimeoutError as exc:
+            problem = f"no answer from {self.endpoint or 'AWS'} within {READ_TIMEOUT_S} s; is the endpoint up?"
+            raise UnreachableError(self._label, key, problem) from exc
         except (IncompleteReadError, ResponseStreamingError) as exc:
-            raise CorruptError(self._label, key, f"the answer broke off ({exc})") from exc
-        except (ReadTimeoutError, HTTPClientError) as exc:
+            raise TransientError(self._label, key, f"the answer broke off ({exc})") from exc
+        except HTTPClientError as exc:
+            if "Invalid header value" in str(exc):
+                # Its text shows the value, which is a credential.
+                problem = "a credential holds a line break, or another character that no request can carry"
+                raise MisconfiguredError(self._label, key, problem) from None
             raise TransientError(self._label, key, f"{type(exc).__name__}: {exc}") from exc
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as exc:
             problem = f"no credentials ({exc}); set storage.s3…credentials or the AWS environment"
             raise DeniedError(self._label, key, problem) from exc
         except (BotoCoreError, ValueError) as exc:
-            raise MisconfiguredError(self._label, key, f"{exc}") from exc
+            raise MisconfiguredError(self._label, key, " ".join(str(exc).split())) from exc
 
     def _from_response(self, key: str, exc: ClientError) -> StorageError:
         code = exc.response.get("Error", {}).get("Code", "")
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket":
             return NotFoundError(self._label, key, "there is no such bucket; check storage.s3.bucket and the endpoint")
+        if (code in _NOT_FOUND or status == 404) and exc.operation_name.startswith("List"):
+            return NotFoundError(self._label, key, f"the server answered {status} {code}; is it an S3 server?")
         if code in _NOT_FOUND or status == 404:
             return NotFoundError(self._label, key, "there is no such object; was it deleted after it was listed?")
         if code in _DENIED or status in (401, 403):
@@ -181,6 +199,12 @@ class Boto3Client:
         if code in _TRANSIENT or status >= 500 or status == 429:
             return TransientError(self._label, key, f"the server answered {status} {code} to every attempt")
         return MisconfiguredError(self._label, key, f"the server answered {status} {code}")
+
+
+@functools.lru_cache
+def _session(pid: int, profile: str | None) -> boto3.session.Session:
+    """A process's session of a profile: what a client is built from is read from disk once, for all endpoints."""
+    return boto3.session.Session(profile_name=profile)
 
 
 def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:

@@ -26,6 +26,9 @@ class Trainer(ABC):
         self.device = device
         self.history: list[dict[str, Any]] = []
 
+    def warm_up(self) -> None:  # noqa: B027 (few frameworks need it)
+        """Compiles what `train` would compile, without training; called before any clock runs."""
+
     @abstractmethod
     def train(self) -> None:
         """Runs all epochs."""

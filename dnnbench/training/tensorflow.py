@@ -37,11 +37,20 @@ class RandomAccessDatasetTrain(DNNTrain):
         self.train_dataloader = kwargs["dataloader"]
         super().__init__(config=kwargs["config"], model=kwargs["model"], device=kwargs["device"])
 
+    def warm_up(self) -> None:
+        self._compile()
+        # A loader that is not ours does not say what its batches are.
+        if hasattr(self.train_dataloader, "batch_spec"):
+            with tf.device(self.device):
+                self.model.compile_step(self.train_dataloader.batch_spec())
+
+    def _compile(self) -> None:
+        self.model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=self.model.loss_function(), metrics=["accuracy"])
+
     def train(self) -> None:
+        if not self.model.compiled:
+            self._compile()
         with tf.device(self.device):
-            self.model.compile(
-                optimizer=keras.optimizers.Adam(1e-3), loss=self.model.loss_function(), metrics=["accuracy"]
-            )
             fitted = self.model.fit(
                 self.train_dataloader, epochs=self.epochs, verbose=0, callbacks=[_LossLog(self.max_batch_size)]
             ).history

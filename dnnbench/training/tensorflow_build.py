@@ -26,10 +26,15 @@ MODELS = {"ConvNet": "dnnbench.models.tensorflow:ConvNet"}
 TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.tensorflow:RandomAccessDatasetTrain"}
 
 
+def make_dataset(config: Config) -> RandomAccessDataset:
+    """The configured dataset, which is yet to be bound to a storage and a catalog."""
+    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
+    return cast(RandomAccessDataset, dataset_class(config=config.resolved()))
+
+
 def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredPipeline:
     """A metered pipeline over the catalog; ``access`` is ``random`` or ``sequential``."""
-    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
-    dataset = dataset_class(config=config.resolved())
+    dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
     loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
@@ -54,13 +59,19 @@ class Predictor:
 
     def __init__(self, config: Config, model: NeuralNetwork) -> None:
         self._device, self._model = resolve_device(config.device), model
-        # Compiled once, for batches of any length.
-        self._run = tf.function(lambda images: tf.nn.softmax(model(images, training=False)), reduce_retracing=True)
+        self._run: Any = None
 
     def scores(self, images: Any) -> npt.NDArray[np.float32]:
         """Probabilities [batch, classes]."""
+        images = tf.convert_to_tensor(images)
+        if self._run is None:
+            # Compiled once, for batches of any length.
+            spec = tf.TensorSpec((None, *images.shape[1:]), images.dtype)
+            self._run = tf.function(
+                lambda batch: tf.nn.softmax(self._model(batch, training=False)), input_signature=[spec]
+            )
         with tf.device(self._device):
-            return cast("npt.NDArray[np.float32]", self._run(tf.convert_to_tensor(images)).numpy())
+            return cast("npt.NDArray[np.float32]", self._run(images).numpy())
 
     def __call__(self, images: Any) -> npt.NDArray[np.int64]:
         return np.asarray(self.scores(images).argmax(1), dtype=np.int64)

@@ -26,15 +26,19 @@ MODELS = {"ConvNet": "dnnbench.models.torch:ConvNet"}
 TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.torch:RandomAccessDatasetTrain"}
 
 
+def make_dataset(config: Config) -> RandomAccessDataset:
+    """The configured dataset, which is yet to be bound to a storage and a catalog."""
+    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
+    return cast(RandomAccessDataset, dataset_class(config=config.resolved()))
+
+
 def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredLoader:
     """A metered loader over the catalog; ``access`` is ``random`` (map-style) or ``sequential`` (iterable)."""
-    dataset_class = load_class("dataset.name", config.dataset.name, DATASETS, RandomAccessDataset)
-    dataset = dataset_class(config=config.resolved())
+    dataset = make_dataset(config)
     dataset.bind(storage, catalog)
-    if access == "sequential":
-        dataset = SequentialDataset(dataset)
     framework = config.framework
-    loader = MeteredLoader(dataset, framework.batch_size, framework.pytorch.loader, config.execution.seed)
+    source = SequentialDataset(dataset) if access == "sequential" else dataset
+    loader = MeteredLoader(source, framework.batch_size, framework.pytorch.loader, config.execution.seed)
     loader.check_not_empty()
     return loader
 
