@@ -194,12 +194,13 @@ def _check_passes(storage: Any, catalog: Any, loader: Any, trainer: str = "") ->
 
 
 def _check_outputs(config: Config) -> tuple[str, bool]:
-    from dnnbench.metrics_csv import check_writable, csv_path
+    from dnnbench.metrics_csv import csv_path
+    from dnnbench.outputs import check_writable
     from dnnbench.trained import check_save_dir
 
     path = csv_path(config) if config.execution.steps.metrics else None
     if path is not None:
-        check_writable(path)
+        check_writable("metrics.path", path)
     check_save_dir(config)
     told = [
         f"metrics in {path}" if path else "",

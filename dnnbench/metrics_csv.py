@@ -6,12 +6,11 @@ import csv
 import datetime
 import io
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnbench.config import Config, ConfigError
+from dnnbench.config import Config
 
 # What an epoch has of its own comes from the epoch; the rest is the benchmark's.
 PER_EPOCH = (
@@ -31,15 +30,6 @@ def csv_path(config: Config) -> Path | None:
         return None
     path = Path(config.metrics.path).expanduser()
     return path if path.suffix == ".csv" and not path.is_dir() else path / "metrics.csv"
-
-
-def check_writable(path: Path) -> None:
-    """Raises `ConfigError` where rows could not be appended to the file."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"metrics.path: {path}: there is no folder {folder}; make it first")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"metrics.path: {path}: cannot be written; name a file that can be, or mend its rights")
 
 
 def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from dnnbench.catalog import single
-from dnnbench.config import Config, ConfigError, expand_settings
+from dnnbench.config import Config, expand_settings
 from dnnbench.errors import DnnbenchError
 from dnnbench.images import is_image_name
+from dnnbench.outputs import check_folder_writable
 from dnnbench.plugins import absolute
 from dnnbench.storage.base import Entry, Storage
 
@@ -95,9 +96,5 @@ def images_at(storage: Storage, prefix: str) -> Iterator[Entry]:
 
 def check_save_dir(config: Config) -> None:
     """Raises `ConfigError` where ``model.save_dir`` could not receive a network."""
-    if not config.model.save_dir:
-        return
-    folder = Path(config.model.save_dir).expanduser().absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ConfigError(f"model.save_dir: {folder}: cannot be written; name a folder that can be, or mend its rights")
+    if config.model.save_dir:
+        check_folder_writable("model.save_dir", Path(config.model.save_dir).expanduser())

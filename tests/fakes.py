@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 
 import numpy as np
 from PIL import Image
@@ -18,9 +19,9 @@ class MemoryStorage(Storage):
 
     client = "memory"
 
-    def __init__(self, contents, name="fs", log=None, failing=None):
+    def __init__(self, contents, name="fs", log=None, failing=None, burn_s=0):
         super().__init__()
-        self.contents, self.name, self.log = dict(contents), name, log
+        self.contents, self.name, self.log, self.burn_s = dict(contents), name, log, burn_s
         self.failing = dict(failing or {})
 
     def settings(self):
@@ -43,6 +44,9 @@ class MemoryStorage(Storage):
             handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(handle, f"{key}\n".encode())
             os.close(handle)
+        end_s = time.thread_time() + self.burn_s
+        while time.thread_time() < end_s:
+            pass
         if key in self.failing:
             raise self.failing[key]
         if key not in self.contents:

@@ -6,6 +6,7 @@ Run by `test_tensorflow` in a process of its own: no fork is safe where TensorFl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -19,7 +20,7 @@ from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset, T
 from dnnbench.errors import MeasurementError
 from dnnbench.images import decode
 from dnnbench.models.tensorflow import ConvNet, NeuralNetwork
-from dnnbench.storage import CorruptError
+from dnnbench.storage import CorruptError, Entry
 from dnnbench.trained import Trained, TrainedModelError, save_trained
 from dnnbench.training import tensorflow_build
 from dnnbench.training.tensorflow import DNNTrain, RandomAccessDatasetTrain, resolve_device
@@ -290,6 +291,121 @@ def test_an_error_in_the_middle_of_fit_is_ours():
         model.fit(MeteredPipeline(dataset, 4), verbose=0)
 
 
+def _fit(loader, *arguments, compile_options=None, **options):
+    """(the epochs of a fit over the loader, the model)."""
+    model = ConvNet((32, 32), classes=2)
+    model.compile(optimizer="adam", loss=model.loss_function(), metrics=["accuracy"], **(compile_options or {}))
+    model.fit(loader, *arguments, verbose=0, **options)
+    return loader.take_epochs(), model
+
+
+class Counted(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("callbacks", [None, "empty", "one", "list", "tuple"])
+def test_fit_takes_callbacks_in_any_form(callbacks):
+    counted = Counted()
+    given = {None: None, "empty": [], "one": counted, "list": [counted], "tuple": (counted,)}[callbacks]
+    epochs, _ = _fit(MeteredPipeline(_bound(), 4), epochs=2, callbacks=given)
+    assert [epoch.samples for epoch in epochs] == [COUNT, COUNT]
+    assert counted.batches == (12 if callbacks in ("one", "list", "tuple") else 0)
+
+
+def test_fit_takes_its_arguments_in_their_order_too():
+    epochs, _ = _fit(MeteredPipeline(_bound(), 4), None, None, 3)
+    assert len(epochs) == 3
+
+
+def test_fit_takes_shuffle_for_what_it_is_to_a_loader():
+    epochs, _ = _fit(MeteredPipeline(_bound(), 4, access="sequential"), shuffle=True)
+    assert epochs[0].indices.tolist() == list(range(COUNT))
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": False}])
+def test_fit_reads_every_batch_however_it_steps(options):
+    epochs, _ = _fit(MeteredPipeline(_bound(), 4), epochs=2, compile_options=options)
+    for epoch in epochs:
+        assert sorted(epoch.indices) == list(range(COUNT))
+        assert epoch.batches == 6
+        assert 0 < epoch.wait_ns + epoch.compute_ns <= epoch.wall_ns
+
+
+def test_validation_is_read_and_is_no_part_of_the_epochs():
+    loader = MeteredPipeline(_bound(), 4)
+    epochs, model = _fit(loader, epochs=2, validation_data=loader)
+    assert [(epoch.samples, len(epoch.tally.latency_ns), epoch.complete) for epoch in epochs] == [
+        (COUNT, COUNT, True)
+    ] * 2
+    loss, accuracy = model.evaluate(loader, verbose=0)
+    assert loss > 0
+    assert 0 <= accuracy <= 1
+    assert model.predict(loader, verbose=0).shape == (COUNT, 2)
+
+
+class Traced(ConvNet):
+    """Notes each time that TensorFlow goes through its layers anew, and for how many images."""
+
+    def call(self, images, training=False):
+        if training:
+            self.traces = [*getattr(self, "traces", []), images.shape[0]]
+        return super().call(images, training=training)
+
+
+def test_the_step_is_compiled_once_before_training_for_batches_of_any_length():
+    pipeline = MeteredPipeline(_bound(), 4)
+    model = Traced((32, 32), classes=2)
+    weights = [weight.numpy() for weight in model.trainable_weights]
+    trainer = RandomAccessDatasetTrain(
+        config={"framework": {"epochs": 2}}, dataloader=pipeline, model=model, device=None
+    )
+    trainer.warm_up()
+    traces = list(model.traces)
+    assert traces
+    assert set(traces) == {None}
+    assert all(np.array_equal(*pair) for pair in zip(weights, model.trainable_weights, strict=True))
+    assert pipeline.take_epochs() == []
+    trainer.train()
+    assert model.traces == traces
+    assert len(trainer.history) == 2
+
+
+class Meeting(MemoryStorage):
+    """Answers only when so many reads are in flight at the same time."""
+
+    def __init__(self, contents, reads):
+        super().__init__(contents)
+        self.barrier = threading.Barrier(reads)
+
+    def _read(self, key, size_bytes):
+        self.barrier.wait(timeout=60)
+        return super()._read(key, size_bytes)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_parallel_calls": 16}, {"num_parallel_calls": 24, "prefetch": 0}])
+def test_as_many_reads_are_in_flight_as_are_asked_for_whatever_the_cores(settings):
+    count = settings.get("num_parallel_calls", 16)
+    contents = make_contents(2 * count)
+    dataset = TensorFlowImageClassificationDataset()
+    dataset.bind(Meeting(contents, count), make_catalog(contents))
+    assert sum(len(labels) for _, labels in MeteredPipeline(dataset, 4, _section(**settings))) == 2 * count
+
+
+def test_drop_last_drops_others_each_time_where_a_buffer_shuffles():
+    pipeline = MeteredPipeline(_bound(), 5, _section(shuffle_buffer=COUNT, drop_last=True))
+    for _ in range(4):
+        list(pipeline)
+    epochs = pipeline.take_epochs()
+    dropped = {tuple(sorted(set(range(COUNT)) - set(epoch.indices.tolist()))) for epoch in epochs}
+    assert len(dropped) > 1
+    assert all(len(epoch.tally.latency_ns) == 20 for epoch in epochs)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """(a network that was trained a little, the path where it was saved, its configuration)."""
@@ -308,7 +424,7 @@ def saved(tmp_path):
 def test_a_saved_network_says_the_same_when_it_is_loaded(saved):
     model, path, config = saved
     data = image_bytes(77, (60, 50))
-    label, probability = Trained(path).predict(data)
+    label, probability = Trained(path).predict(MemoryStorage({"a.png": data}), Entry("a.png", len(data)))
     scores = tensorflow_build.Predictor(config, model).scores(decode(data, (8, 6))[None])[0]
     assert path.suffix == ".keras"
     assert (label, probability) == (("roses", "tulips")[scores.argmax()], pytest.approx(scores.max(), rel=1e-5))

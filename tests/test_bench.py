@@ -193,7 +193,7 @@ def test_the_figures_go_to_a_csv_in_the_folder_that_the_configuration_names(data
     assert f"there is no folder {tmp_path}/gone" in gone.stdout + gone.stderr
 
 
-@pytest.mark.parametrize("key", ["storage.name=aws,dss", "execution.steps.training=true,false", "metrics.path=a,b"])
+@pytest.mark.parametrize("key", ["storage.name=nfs1,nfs2", "execution.steps.training=true,false", "metrics.path=a,b"])
 def test_what_chooses_the_run_is_no_axis(key, tmp_path):
     out = tmp_path / "out.json"
     _fails(bench(f"--dnn-set={key}", f"--benchmark-json={out}"), out, key.partition("=")[0], "cannot be an axis")
@@ -361,10 +361,121 @@ def test_an_object_deleted_after_the_listing_fails_and_is_named(data, tmp_path):
     _fails(done, out, "NotFoundError", f"{folder}/roses/1.jpg")
 
 
-def test_an_older_result_does_not_survive_a_failing_run(data, tmp_path):
+def test_an_older_result_is_not_taken_for_that_of_a_failing_run_and_is_kept_aside(data, tmp_path):
     folder, config = data
     out = tmp_path / "out.json"
     out.write_text('{"benchmarks": []}')
     (folder / "roses" / "2.jpg").write_bytes(b"no picture")
     done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "loader")
     _fails(done, out, "roses/2.jpg")
+    assert Path(f"{out}.old").read_text() == '{"benchmarks": []}'
+    assert f"the earlier result is kept in {out}.old" in done.stdout
+    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "listing")
+    assert done.returncode == 0
+    assert json.loads(out.read_text())["dnnbench"]["complete"] is True
+    assert not Path(f"{out}.old").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-k", "zzz"], ["--benchmark-disable", "-k", "listing"], ["-n1", "-k", "listing"]]
+)
+def test_a_run_that_measures_nothing_leaves_an_older_result_alone(data, tmp_path, arguments):
+    out = tmp_path / "out.json"
+    out.write_text("mine")
+    bench(f"--dnn-config={data[1]}", f"--benchmark-json={out}", *arguments)
+    assert out.read_text() == "mine"
+
+
+def test_a_result_goes_through_a_link_and_leaves_it_one(data, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    (tmp_path / "real.json").write_text("older")
+    done = bench(f"--dnn-config={data[1]}", f"--benchmark-json={tmp_path}/link.json", "-k", "listing")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["benchmarks"]
+
+
+def test_the_configurations_hash_is_that_of_what_the_user_gave(measured):
+    result = measured[1]
+    (configuration,) = result["dnnbench"]["configuration"]
+    assert {b["extra_info"]["config_hash"] for b in result["benchmarks"]} == {configuration["hash"]}
+
+
+NETWORKS = """
+import torch
+from dnnbench.datasets.torch import RandomAccessDataset
+from dnnbench.models.torch import NeuralNetwork
+from dnnbench.training.torch import DNNTrain
+
+class ChannelsFirst(RandomAccessDataset):
+    def read_file_system_data(self, image):
+        return super().read_file_system_data(image).float()[None] / 255
+
+class TenOutputs(NeuralNetwork):
+    def __init__(self, image_diments):
+        super().__init__()
+        self.last = torch.nn.Linear(image_diments[0] * image_diments[1], 10)
+
+    def forward(self, x):
+        # The ninth is always the largest: no category of a small data set.
+        return self.last(torch.flatten(x, 1) / 255) + 1000 * torch.nn.functional.one_hot(torch.tensor(9), 10)
+
+class Idle(DNNTrain):
+    def __init__(self, **kwargs):
+        self.train_dataloader = kwargs["dataloader"]
+        super().__init__(config=kwargs["config"], model=kwargs["model"], device=kwargs["device"])
+
+    def train(self):
+        for images, labels in self.train_dataloader:
+            assert images.shape[1:] == (1, 32, 32)
+"""
+
+
+def test_inference_takes_whatever_a_dataset_makes_and_a_network_says(data, tmp_path):
+    (tmp_path / "mine.py").write_text(NETWORKS)
+    out = tmp_path / "out.json"
+    classes = {"dataset": "ChannelsFirst", "model": "TenOutputs", "training": "Idle"}
+    done = bench(
+        f"--dnn-config={data[1]}", f"--benchmark-json={out}", "-k", "inference",
+        *(f"--dnn-set={key}.name={tmp_path}/mine.py:{name}" for key, name in classes.items()),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    (one,) = json.loads(out.read_text())["benchmarks"]
+    info = one["extra_info"]
+    assert info["confusion"] == [[0, 0, 2 * info["rounds"]]] * 2
+    assert info["accuracy"] == 0
+
+
+def test_inference_predicts_every_held_out_image_whatever_training_drops(data, tmp_path):
+    out = tmp_path / "out.json"
+    section = "framework.PyTorch.DataLoader.drop_last=true"
+    done = bench(f"--dnn-config={data[1]}", f"--benchmark-json={out}", "-k", "inference", f"--dnn-set={section}")
+    assert done.returncode == 0, done.stdout
+    (one,) = json.loads(out.read_text())["benchmarks"]
+    assert one["extra_info"]["objects"] == 4 * one["extra_info"]["rounds"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["framework.batch_size=64", "framework.PyTorch.DataLoader.drop_last=true"], ["makes no whole batch"]),
+        (["execution.test_share=0.001", 'dataset.label=["roses"]'], []),
+        (["model.save_dir=/proc/no"], ["model.save_dir", "cannot be written"]),
+        (["metrics.path=/proc/no.csv"], ["metrics.path", "cannot be written"]),
+    ],
+)
+def test_what_could_not_be_finished_is_said_before_it_begins(data, tmp_path, settings, words):
+    out = tmp_path / "out.json"
+    done = bench(
+        f"--dnn-config={data[1]}", f"--benchmark-json={out}", "-k", "inference", *(f"--dnn-set={s}" for s in settings)
+    )
+    if words:
+        _fails(done, out, *words)
+    else:
+        assert done.returncode == 0, done.stdout
+
+
+def test_a_json_that_cannot_be_written_fails_before_measuring():
+    done = bench("--benchmark-json=/proc/out.json", "-k", "listing and fs")
+    assert done.returncode != 0
+    assert "/proc/out.json: cannot be written" in done.stdout + done.stderr

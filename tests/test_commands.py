@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -161,6 +164,32 @@ def test_check_without_a_storage_tries_the_network_on_data_of_its_own(tmp_path, 
     assert "ConvNet trained on 15 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"metrics": {"path": "no/such/folder.csv"}}, ["metrics.path", "no folder"]),
+        ({"model": {"save_dir": "/proc/no"}}, ["model.save_dir", "cannot be written"]),
+    ],
+)
+def test_check_tries_where_the_outputs_go(config, tmp_path, capsys, sections, words):
+    _fails(configure(tmp_path, **sections), capsys, "outputs", *words)
+
+
+CACHING = """
+from dnnbench.datasets.torch import RandomAccessDataset
+
+class Caching(RandomAccessDataset):
+    def read_file_system_data(self, image):
+        return self.decode(b"") if False else __import__("torch").zeros(32, 32)
+"""
+
+
+def test_check_holds_what_was_read_against_the_catalog(config, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(CACHING)
+    config = configure(tmp_path, dataset={"label": LABELS, "name": f"{tmp_path}/mine.py:Caching"})
+    _fails(config, capsys, "0 objects were read at the storage for 16 samples", "self.storage.read(image)")
+
+
 # -- predict -----------------------------------------------------------------------------------------
 
 
@@ -204,6 +233,42 @@ def test_predict_says_the_same_of_the_same_image_on_every_storage(saved, tmp_pat
         )
     assert told[0] == told[1] == told[2]
     assert len(told[0]) == 4
+
+
+NORMALISED = """
+from dnnbench.datasets.torch import RandomAccessDataset
+from dnnbench.models.torch import NeuralNetwork
+import torch
+
+class Normalised(RandomAccessDataset):
+    def __init__(self, config={}):
+        super().__init__(transform=lambda image: image.float() / 255, config=config)
+
+class Brightness(NeuralNetwork):
+    def __init__(self, image_diments):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        # Of 0 to 1 images the third output, which is no category, is the largest; of 0 to 255 ones the second.
+        mean = images.mean(dim=(1, 2))
+        return torch.stack([0 * mean, 100 * (mean > 1), 50 + 0 * mean], 1) * self.scale
+"""
+
+
+def test_predict_reads_as_the_users_dataset_did_from_any_folder(config, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(NORMALISED)
+    monkeypatch.chdir(tmp_path)
+    names = {"dataset.name": "mine.py:Normalised", "model.name": "mine.py:Brightness", "model.save_dir": "models"}
+    settings = [f"{key}={name}" for key, name in names.items()]
+    chosen = expand_settings(json.loads(config.read_text()), settings)[0].config
+    path = save_trained(torch_build, chosen, torch_build.make_model(chosen, 2), "torch-mine").absolute()
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    assert main(["predict", str(path), f"{tmp_path}/data/source1/roses"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.split("\t")[1:] == ["-", "1.000"] for line in lines)
 
 
 class Bomb:
@@ -296,3 +361,43 @@ def test_run_tells_a_mistake_at_once_and_passes_a_failure_on(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("dnnbench: ")
     assert not list(tmp_path.glob("*.csv"))
+
+
+SLOW = """
+import time
+from dnnbench.datasets.torch import RandomAccessDataset
+
+class Endless(RandomAccessDataset):
+    def read_file_system_data(self, image):
+        print("reading", flush=True)
+        open({mark!r}, "a").close()
+        while True:
+            time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("whom", ["group", "parent"])
+def test_ctrl_c_ends_a_run_with_its_workers_and_leaves_no_whole_result(config, tmp_path, whom):
+    mark = tmp_path / "reading"
+    (tmp_path / "mine.py").write_text(SLOW.format(mark=str(mark)))
+    sections = {"PyTorch": {"DataLoader": {"num_workers": 2}}, "name": "PyTorch"}
+    config = configure(tmp_path, dataset={"label": LABELS, "name": f"{tmp_path}/mine.py:Endless"}, framework=sections)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dnnbench", "run", str(config), "-k", "listing or loader"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    watch = psutil.Process(process.pid)
+    while not mark.exists():
+        assert process.poll() is None, process.stdout.read()
+        select.select([], [], [], 0.1)
+    family = watch.children(recursive=True)
+    assert len(family) >= 3
+    os.killpg(process.pid, signal.SIGINT) if whom == "group" else process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in told.decode()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    assert not (tmp_path / "config.out.json").exists()
+    assert (tmp_path / "config.out.json.partial").exists()

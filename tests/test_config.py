@@ -357,3 +357,32 @@ def test_any_file_loads_or_is_refused_in_one_line(load, text):
 @settings(max_examples=300, deadline=None)
 def test_any_setting_works_or_is_refused_in_one_line(dnn_set):
     _holds_or_says_why_in_one_line(lambda: expand_settings({}, dnn_set))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"storage": {"format": "fs", "name": "dss"}}, ['format "s3"', '"dss"']),
+        ({"dataset": {"label": ["a", "a/b"]}}, ["dataset.label", '"a/b" is a folder in "a"']),
+        ({"storage": {"fs": {"data_dir": ["/d/s", "/d/s/"]}}}, ["storage.fs.data_dir", "twice"]),
+        ({"storage": {"s3": {"client_lib": ["boto3", "boto3"]}}}, ["client_lib", "twice"]),
+        ({"framework": {"name": ["PyTorch", "PyTorch"]}}, ["framework.name", "twice"]),
+        ({"framework": {"name": ["pytorch"]}}, ["framework.name[0]", '"pytorch"', "'PyTorch'"]),
+        ({"storage": {"s3": {"aws": {"credentials": {"access_key": "a", "secret_key": "b\n"}}}}}, ["line breaks"]),
+    ],
+)
+def test_what_would_measure_something_else_is_refused(data, words):
+    with pytest.raises(ConfigError) as caught:
+        expand_settings(data, [])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_same_folder_under_another_name_is_refused(tmp_path):
+    from dnnbench.storage.open import sources_of
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    folders = [f"{tmp_path}/real", f"{tmp_path}/link"]
+    (variant,) = expand_settings({"storage": {"fs": {"data_dir": folders}}}, [])
+    with pytest.raises(ConfigError, match=r"link: is the same folder as .*real"):
+        sources_of(variant.config, "fs")

@@ -1,8 +1,14 @@
 """The metered loader: batches as a DataLoader gives them, and an exact account of every pass."""
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fakes import bound, shades
@@ -13,7 +19,9 @@ from dnnbench.config.model import DataLoader as Section
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.datasets.torch_worker import Envelope
+from dnnbench.errors import MeasurementError
 from dnnbench.metrics import Tally
+from dnnbench.plugins import PluginError
 from dnnbench.storage.errors import NotFoundError, StorageError, TransientError
 
 COUNT = 23
@@ -300,3 +308,72 @@ def test_closing_ends_the_workers_and_may_be_repeated():
         loader.close()
         loader.close()
         assert not any(worker.is_alive() for worker in workers)
+
+
+class Suicidal(TorchImageClassificationDataset):
+    def read_file_system_data(self, image):
+        if image.endswith("0011.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read_file_system_data(image)
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_worker_that_is_killed_is_said_to_have_died(start):
+    with (
+        loading(bound(Suicidal(), COUNT), num_workers=1, multiprocessing_context=start) as loader,
+        pytest.raises(MeasurementError, match=r"a loader worker died .* \(-9\)"),
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_what_cannot_be_sent_to_a_worker_is_said_at_once(start):
+    dataset = bound(RandomAccessDataset(transform=lambda image: image), 3)
+    with (
+        pytest.raises(PluginError, match=r"cannot be sent to a loader worker.*fork"),
+        loading(dataset, num_workers=1, multiprocessing_context=start),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_cpu_time_of_workers_that_end_with_their_pass_is_all_counted(start):
+    with loading(images(60, burn_s=0.01), num_workers=2, multiprocessing_context=start) as loader:
+        _, epoch = one_epoch(loader)
+    assert epoch.worker_cpu_ns >= 60 * 0.01 * 1e9 * 0.9
+
+
+ORPHANS = """
+import os, sys, signal
+sys.path[:0] = {paths!r}
+from fakes import bound
+from dnnbench.config.model import DataLoader as Section
+from dnnbench.datasets.torch import TorchImageClassificationDataset
+from dnnbench.datasets.torch_loader import MeteredLoader
+if __name__ == "__main__":
+    section = Section(num_workers=2, multiprocessing_context={start!r})
+    loader = MeteredLoader(bound(TorchImageClassificationDataset(), 8), 2, section)
+    loader.start_workers()
+    print(*(worker.pid for worker in loader._loader._iterator._workers), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_parent_that_is_killed(start, ending, tmp_path):
+    here = Path(__file__).parent
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS.format(paths=[str(here.parent), str(here)], start=start))
+    # From another folder: the server that forks workers finds the project nevertheless.
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL
+    )
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.send_signal(ending)
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    parent.stdin.close()
+    parent.stdout.close()
+    assert alive == []

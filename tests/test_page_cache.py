@@ -198,3 +198,10 @@ def test_a_file_of_another_user_is_never_warm(foreign):
 def test_the_pages_of_a_file_of_another_user_are_not_told(foreign):
     with another_user(), open(foreign, "rb") as file, pytest.raises(OSError):  # noqa: PT011 (any)
         resident_pages(file.fileno())
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_file_of_two_names_is_not_called_cold(files, disk, link):
+    link(files[3], disk / "again.jpg")
+    assert make_cold([*files, str(disk / "again.jpg")]) == UNKNOWN
+    assert make_cold([*files[:3], str(disk / "again.jpg")]) == COLD

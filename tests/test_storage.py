@@ -334,7 +334,7 @@ def test_s3_a_body_that_stalls_is_an_error_of_ours(broken_server, monkeypatch):
     monkeypatch.setattr("dnnbench.storage.s3_boto3.READ_TIMEOUT_S", 1)
     url = broken_server(HALF, then_close=False)
     storage = S3Storage("b", S3Credentials(endpoint=url, access_key="a", secret_key="b"))
-    with pytest.raises(UnreachableError, match="no answer .* within 1 s"):
+    with pytest.raises(UnreachableError, match=r"no answer .* within 1 s"):
         storage.read("key")
 
 

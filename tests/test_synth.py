@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dnnbench.images import decode
-from dnnbench.synth import SynthError, SynthSpec, image, keys
+from dnnbench.synth import SynthError, SynthSpec, image, keys, size_bytes
 
 LABELS = ("roses", "sunflowers", "tulips", "daisy", "dandelion")
 SMALL = SynthSpec(LABELS, median_bytes=6_000, images_per_category=30)
@@ -70,6 +70,7 @@ def test_any_size_decodes_and_is_exact_where_a_jpeg_can_be(median_bytes, spread,
         assert opened.mode == "RGB"
     if spread == 0 and median_bytes > 1_000:
         assert len(data) == median_bytes
+    assert size_bytes(spec, 0, category, 0) in (None, len(data))
 
 
 @pytest.mark.parametrize(

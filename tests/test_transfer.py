@@ -155,3 +155,15 @@ def test_the_module_runs_as_a_command_without_heavy_imports(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(_files(tmp_path / "x")) == 2 * 5 * 3
     assert done.stderr == "", "a progress bar is for terminals only"
+
+
+def test_generate_over_another_data_set_is_refused(tmp_path, capsys):
+    assert main(["generate", str(tmp_path / "d"), *SMALL]) == 0
+    assert main(["generate", str(tmp_path / "d"), *SMALL, "--seed", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path / "d"), *SMALL, "--seed", "1", "--overwrite"]) == 0
+
+
+def test_a_setting_of_a_command_is_named_as_it_was_given(tmp_path, capsys):
+    assert main(["generate", str(tmp_path / "d"), "--set", "dataset.lable=a"]) == 2
+    assert capsys.readouterr().err.startswith("dnnbench: --set dataset.lable: unknown key")

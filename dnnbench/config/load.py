@@ -124,14 +124,18 @@ def _validate(data: dict[str, Any], source: str) -> Config:
     except ValidationError as exc:
         # One line: the first error, and how many more there are.
         errors = exc.errors(include_url=False)
-        # Where a value may be one thing or another, the one whose error lies deepest is what was meant.
-        first = _path(errors[0]["loc"])
-        meant = max((e for e in errors if _path(e["loc"]).startswith(first)), key=lambda e: len(_own_parts(e["loc"])))
-        text = _describe(meant)
+        text = _describe(_meant(errors))
         others = len({_path(error["loc"]) for error in errors}) - 1
         more = f" (and {others} more)" if others else ""
         where = f"{source}: " if source else ""
         raise ConfigError(f"{where}{text}{more}") from None
+
+
+def _meant(errors: Sequence[Any]) -> Any:
+    """The first error; where its value may be one thing or another, that of the one which came closest."""
+    first = _path(errors[0]["loc"])
+    of_it = [error for error in errors if _path(error["loc"]).startswith(first)]
+    return max(of_it, key=lambda error: (len(_own_parts(error["loc"])), error["type"] == "value_error"))
 
 
 def _describe(error: Any) -> str:

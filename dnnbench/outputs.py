@@ -1,0 +1,39 @@
+"""Whether a file could be written: tried before hours of measuring, not found out after."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from dnnbench.config import ConfigError
+
+
+def check_writable(what: str, path: Path) -> None:
+    """Raises `ConfigError`, which begins with ``what``, where the file could not be written or appended to."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{what}: {path}: there is no folder {folder}; make it first")
+    if path.is_dir():
+        raise ConfigError(f"{what}: {path}: is a folder; name a file")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            _write_into(folder)
+    except OSError as exc:
+        raise ConfigError(f"{what}: {path}: cannot be written ({exc.strerror})") from exc
+
+
+def check_folder_writable(what: str, folder: Path) -> None:
+    """Raises `ConfigError`, which begins with ``what``, where the folder could not be made or receive a file."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        _write_into(there)
+    except OSError as exc:
+        raise ConfigError(f"{what}: {folder}: cannot be written ({there}: {exc.strerror})") from exc
+
+
+def _write_into(folder: Path) -> None:
+    # Rights alone do not tell: a file system may be read-only, or no place for files at all.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".dnnbench-"):
+        pass
