@@ -389,7 +389,7 @@ class Meeting(MemoryStorage):
 
 @pytest.mark.parametrize("settings", [{}, {"num_parallel_calls": 16}, {"num_parallel_calls": 24, "prefetch": 0}])
 def test_as_many_reads_are_in_flight_as_are_asked_for_whatever_the_cores(settings):
-    count = settings.get("num_parallel_calls", 16)
+    count = settings.get("num_parallel_calls", 8)
     contents = make_contents(2 * count)
     dataset = TensorFlowImageClassificationDataset()
     dataset.bind(Meeting(contents, count), make_catalog(contents))

@@ -228,7 +228,7 @@ class TensorFlow(Section):
     tunes both by itself); ``shuffle_buffer`` samples are shuffled in (0: the whole data set).
     """
 
-    num_parallel_calls: NonNegativeInt = 16
+    num_parallel_calls: NonNegativeInt = 8
     prefetch: NonNegativeInt = 2
     shuffle: bool = True
     shuffle_buffer: NonNegativeInt = 0
