@@ -195,13 +195,13 @@ def _check_passes(storage: Any, catalog: Any, loader: Any, trainer: str = "") ->
 
 def _check_outputs(config: Config) -> tuple[str, bool]:
     from dnnbench.metrics_csv import csv_path
-    from dnnbench.outputs import check_writable
-    from dnnbench.trained import check_save_dir
+    from dnnbench.outputs import check_folder_writable, check_writable
 
     path = csv_path(config) if config.execution.steps.metrics else None
     if path is not None:
         check_writable("metrics.path", path)
-    check_save_dir(config)
+    if config.model.save_dir:
+        check_folder_writable("model.save_dir", Path(config.model.save_dir).expanduser())
     told = [
         f"metrics in {path}" if path else "",
         f"networks in {config.model.save_dir}" if config.model.save_dir else "",

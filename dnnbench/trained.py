@@ -15,7 +15,6 @@ from dnnbench.catalog import single
 from dnnbench.config import Config, expand_settings
 from dnnbench.errors import DnnbenchError
 from dnnbench.images import is_image_name
-from dnnbench.outputs import check_folder_writable
 from dnnbench.plugins import absolute
 from dnnbench.storage.base import Entry, Storage
 
@@ -92,9 +91,3 @@ def images_at(storage: Storage, prefix: str) -> Iterator[Entry]:
         return
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
     yield from (entry for entry in sorted(storage.list(folder)) if is_image_name(entry.key))
-
-
-def check_save_dir(config: Config) -> None:
-    """Raises `ConfigError` where ``model.save_dir`` could not receive a network."""
-    if config.model.save_dir:
-        check_folder_writable("model.save_dir", Path(config.model.save_dir).expanduser())
