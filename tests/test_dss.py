@@ -148,8 +148,9 @@ def test_a_listing_that_breaks_off_goes_on_at_the_next_endpoint(monkeypatch, tmp
         def __init__(self, endpoint):
             self.breaks = endpoint.endswith(":1")
 
-        def list(self, bucket, prefix):
-            yield from entries[:breaks_after] if self.breaks else entries
+        def pages(self, bucket, prefix, start_after):
+            later = [entry for entry in entries if entry.key > start_after]
+            yield from ([entry] for entry in (later[:breaks_after] if self.breaks else later))
             if self.breaks:
                 raise UnreachableError("dss (boto3)", prefix, "broke off")
 
@@ -170,7 +171,10 @@ def test_an_endpoint_that_hangs_is_asked_last_from_then_on(monkeypatch, tmp_path
         def __init__(self, endpoint):
             self.endpoint = endpoint
 
-        def get(self, bucket, key):
+        def open(self, bucket):
+            pass
+
+        def get(self, bucket, key, size_bytes):
             asked.append(self.endpoint[-1])
             if self.endpoint.endswith(":1"):
                 raise UnreachableError("dss (boto3)", key, "no answer within 60 s")

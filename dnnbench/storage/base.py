@@ -7,7 +7,6 @@ once, so that every backend is measured alike.
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 
 from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, StorageError
+from dnnbench.storage.in_flight import Readers
 
 # What belongs to one process and never travels to another.
-_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open")
+_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers")
 
 
 class Entry(NamedTuple):
@@ -56,9 +56,9 @@ class Meter:
             self._tally.own_reads += 1
         self.read_done(latency_ns, size_bytes)
 
-    def request(self, verb: str) -> None:
+    def request(self, verb: str, count: int = 1) -> None:
         with self._lock:
-            self._tally.requests[verb] += 1
+            self._tally.requests[verb] += count
 
     def retry(self) -> None:
         with self._lock:
@@ -120,14 +120,11 @@ class Storage(ABC):
         size_bytes: int = self._counting_errors(self._size, key)
         return size_bytes
 
-    def read(self, key: str, size_bytes: int | None = None) -> bytes:
-        """The whole object, by exactly one GET where nothing fails; its latency is recorded.
-
-        With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
-        """
+    def fetch(self, key: str, size_bytes: int | None = None) -> Any:
+        """The whole object as any bytes-like object, such as the client library has it: `read` without a copy."""
         self._counting_errors(self.open)
         start_ns = self.clock_ns()
-        data: bytes = self._counting_errors(self._read, key, size_bytes)
+        data = self._counting_errors(self._read, key, size_bytes)
         latency_ns = self.clock_ns() - start_ns
         if size_bytes is not None and len(data) != size_bytes:
             self.meter.error()
@@ -136,6 +133,14 @@ class Storage(ABC):
             )
         self.meter.read_done(latency_ns, len(data))
         return data
+
+    def read(self, key: str, size_bytes: int | None = None) -> bytes:
+        """The whole object, by exactly one GET where nothing fails; its latency is recorded.
+
+        With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
+        """
+        data = self.fetch(key, size_bytes)
+        return data if isinstance(data, bytes) else bytes(data)
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` up to but without ``end``; its latency is recorded.
@@ -150,19 +155,26 @@ class Storage(ABC):
             return b""
         self._counting_errors(self.open)
         start_ns = self.clock_ns()
-        data: bytes = self._counting_errors(self._read_range, key, start, end)
+        data = self._counting_errors(self._read_range, key, start, end)
         self.meter.read_done(self.clock_ns() - start_ns, len(data))
-        return data
+        return bytes(data)
 
-    def read_many(self, items: Iterable[tuple[str, int | None]], concurrency: int) -> Iterator[tuple[int, bytes]]:
-        """Reads (key, size or None) items with ``concurrency`` reads in flight; yields (position, content).
+    def read_many(
+        self, items: Iterable[tuple[str, int | None]], concurrency: int, in_order: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """Reads (key, size or None) items with ``concurrency`` reads in flight; yields (position, bytes-like content).
 
-        In order of completion. At most ``2 * concurrency`` objects are held at a time. The first
-        error stops the rest and is raised.
+        In order of completion, or with ``in_order`` of the items. At most ``2 * concurrency`` objects are asked for
+        beyond those taken. The first error stops the rest and is raised.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1 (found {concurrency})")
-        return _Fetch(self, items, concurrency).results()
+        return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
+
+    def in_flight(
+        self, call: Callable[[Any], Any], items: Iterable[Any], concurrency: int, in_order: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """As `read_many`, for any call that reads from this storage."""
+        self._counting_errors(self.open)
+        return self._readers.results(call, items, concurrency, in_order)
 
     def write(self, key: str, data: bytes) -> None:
         """Stores an object whole (never half of one), over one of the same key; folders are made as needed."""
@@ -172,6 +184,7 @@ class Storage(ABC):
     def close(self) -> None:
         """Gives back connections. A closed storage opens again when it is used."""
         self._enter_process()
+        self._readers.close()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -189,10 +202,10 @@ class Storage(ABC):
     def _size(self, key: str) -> int: ...
 
     @abstractmethod
-    def _read(self, key: str, size_bytes: int | None) -> bytes: ...
+    def _read(self, key: str, size_bytes: int | None) -> Any: ...
 
     @abstractmethod
-    def _read_range(self, key: str, start: int, end: int) -> bytes: ...
+    def _read_range(self, key: str, start: int, end: int) -> Any: ...
 
     @abstractmethod
     def _write(self, key: str, data: bytes) -> None: ...
@@ -227,6 +240,7 @@ class Storage(ABC):
             self._clients: dict[str, Any] = {}
             self._is_open = False
             self._down: dict[str, float] = {}
+            self._readers = Readers(self)
 
     def _counting_errors(self, call: Any, *args: Any) -> Any:
         try:
@@ -241,51 +255,3 @@ class Storage(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._enter_process(new=True)
-
-
-class _Fetch:
-    """One `Storage.read_many`: threads pull items from a shared iterator and put contents in a queue."""
-
-    def __init__(self, storage: Storage, items: Iterable[tuple[str, int | None]], concurrency: int) -> None:
-        self._storage = storage
-        self._items = enumerate(items)
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._done: queue.Queue[tuple[int, bytes] | BaseException | None] = queue.Queue(concurrency)
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(concurrency)]
-
-    def results(self) -> Iterator[tuple[int, bytes]]:
-        for thread in self._threads:
-            thread.start()
-        running = len(self._threads)
-        try:
-            while running:
-                result = self._done.get()
-                if result is None:
-                    running -= 1
-                elif isinstance(result, BaseException):
-                    raise result
-                else:
-                    yield result
-        finally:
-            self._stop.set()
-            while any(thread.is_alive() for thread in self._threads):
-                # A thread may be waiting for room in the queue: make room until all have ended.
-                try:
-                    self._done.get(timeout=0.01)
-                except queue.Empty:
-                    continue
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    item = next(self._items, None)
-                if item is None:
-                    break
-                position, (key, size_bytes) = item
-                self._done.put((position, self._storage.read(key, size_bytes)))
-        except BaseException as exc:
-            self._done.put(exc)
-            return
-        self._done.put(None)

@@ -5,6 +5,7 @@ The facts of the wire (``conf.json``, hidden buckets ``dss<id>``, placement) are
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
 from dnnbench.storage.merge import merged
-from dnnbench.storage.s3 import S3Client, check_client, client_class, http_range
+from dnnbench.storage.s3 import S3Client, check_client, client_class
 
 DISCOVERY_BUCKET = "dss"
 DISCOVERY_KEY = "conf.json"
@@ -100,7 +101,7 @@ class DssStorage(Storage):
         endpoint = str(self.credentials.endpoint)
         where = f"{endpoint}/{DISCOVERY_BUCKET}/{DISCOVERY_KEY}"
         try:
-            data = self._connect(endpoint).get(DISCOVERY_BUCKET, DISCOVERY_KEY)
+            data = bytes(self._connect(endpoint).get(DISCOVERY_BUCKET, DISCOVERY_KEY))
         except NotFoundError:
             if not self.bucket:
                 problem = "there is none, so this is a plain S3 server, and storage.s3.bucket is not set"
@@ -144,7 +145,7 @@ class DssStorage(Storage):
     def _open(self) -> None:
         for cluster in self.clusters:
             for endpoint in cluster.endpoints:
-                self._connect(endpoint)
+                self._connect(endpoint).open(cluster.bucket)
 
     def _connect(self, endpoint: str) -> S3Client:
         with self._lock:
@@ -178,21 +179,16 @@ class DssStorage(Storage):
         self.meter.retry()
 
     def _list(self, prefix: str) -> Iterator[Entry]:
-        return merged([self._entries(cluster, prefix) for cluster in self.clusters])
+        return merged([itertools.chain.from_iterable(self._pages(c, prefix)) for c in self.clusters])
 
-    def _entries(self, cluster: Cluster, prefix: str) -> Iterator[Entry]:
+    def _pages(self, cluster: Cluster, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
         """One cluster's part of a listing; the next endpoint goes on where one broke off."""
-        last = ""
-
-        def after_the_last(client: S3Client) -> Iterator[Entry]:
-            # Keys come in the order of their UTF-8, which is that of Python's strings.
-            return (entry for entry in client.list(cluster.bucket, prefix) if entry.key > last)
-
         for endpoint, more in self._in_turn(cluster.endpoints):
             try:
-                for entry in after_the_last(self._connect(endpoint)):
-                    last = entry.key
-                    yield entry
+                for page in self._connect(endpoint).pages(cluster.bucket, prefix, start_after):
+                    yield page
+                    if page:
+                        start_after = page[-1].key
             except TransientError as exc:
                 self._note_failure(endpoint, exc, more)
             else:
@@ -202,13 +198,13 @@ class DssStorage(Storage):
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.size(cluster.bucket, key))
 
-    def _read(self, key: str, size_bytes: int | None) -> bytes:
+    def _read(self, key: str, size_bytes: int | None) -> Any:
         cluster, endpoints = self.locate(key)
-        return self._ask(endpoints, lambda client: client.get(cluster.bucket, key))
+        return self._ask(endpoints, lambda client: client.get(cluster.bucket, key, size_bytes))
 
-    def _read_range(self, key: str, start: int, end: int) -> bytes:
+    def _read_range(self, key: str, start: int, end: int) -> Any:
         cluster, endpoints = self.locate(key)
-        return self._ask(endpoints, lambda client: client.get(cluster.bucket, key, http_range(start, end)))
+        return self._ask(endpoints, lambda client: client.get_range(cluster.bucket, key, start, end))
 
     def _write(self, key: str, data: bytes) -> None:
         cluster, endpoints = self.locate(key)

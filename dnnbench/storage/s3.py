@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from dnnbench.config import ConfigError, S3Credentials
 from dnnbench.storage.base import Entry, Storage
 
 # A client library's name -> the file that imports it, and its class there.
-CLIENTS = {"boto3": "dnnbench.storage.s3_boto3:Boto3Client"}
+CLIENTS = {
+    "boto3": "dnnbench.storage.s3_boto3:Boto3Client",
+    "obstore": "dnnbench.storage.s3_obstore:ObstoreClient",
+    "s3torchconnector": "dnnbench.storage.s3_torchconnector:TorchConnectorClient",
+}
+# Those whose threads a forked child lacks: a loader's workers must not be forked from a process that has used one.
+NOT_FORKED = ("obstore",)
 
 
 class S3Client(Protocol):
@@ -19,9 +26,11 @@ class S3Client(Protocol):
 
     server: str | None
 
-    def list(self, bucket: str, prefix: str) -> Iterator[Entry]: ...
+    def open(self, bucket: str) -> None: ...
+    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]: ...
     def size(self, bucket: str, key: str) -> int: ...
-    def get(self, bucket: str, key: str, byte_range: str | None = None) -> bytes: ...
+    def get(self, bucket: str, key: str, size_bytes: int | None = None) -> Any: ...
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> Any: ...
     def put(self, bucket: str, key: str, data: bytes) -> None: ...
     def close(self) -> None: ...
     @staticmethod
@@ -32,7 +41,14 @@ def client_class(name: str) -> Any:
     """The class of a client library; imports the library. Raises `ConfigError` for an unknown name."""
     check_client(name)
     module, _, attribute = CLIENTS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("dnnbench"):
+            raise
+        raise ConfigError(
+            f'storage.s3.client_lib: "{name}" needs the library {exc.name}, which is not installed: pip install {name}'
+        ) from exc
 
 
 def check_client(name: str) -> None:
@@ -62,19 +78,19 @@ class S3Storage(Storage):
             return client
 
     def _open(self) -> None:
-        self.connection()
+        self.connection().open(self.bucket)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
-        return self.connection().list(self.bucket, prefix)
+        return itertools.chain.from_iterable(self.connection().pages(self.bucket, prefix))
 
     def _size(self, key: str) -> int:
         return self.connection().size(self.bucket, key)
 
-    def _read(self, key: str, size_bytes: int | None) -> bytes:
-        return self.connection().get(self.bucket, key)
+    def _read(self, key: str, size_bytes: int | None) -> Any:
+        return self.connection().get(self.bucket, key, size_bytes)
 
-    def _read_range(self, key: str, start: int, end: int) -> bytes:
-        return self.connection().get(self.bucket, key, http_range(start, end))
+    def _read_range(self, key: str, start: int, end: int) -> Any:
+        return self.connection().get_range(self.bucket, key, start, end)
 
     def _write(self, key: str, data: bytes) -> None:
         self.connection().put(self.bucket, key, data)
@@ -87,8 +103,3 @@ class S3Storage(Storage):
             "server": client.server,
             **client.settings(),
         }
-
-
-def http_range(start: int, end: int) -> str:
-    """An HTTP Range value for the bytes from ``start`` up to but without ``end``."""
-    return f"bytes={start}-{end - 1}"

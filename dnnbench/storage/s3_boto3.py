@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -30,34 +31,12 @@ from botocore.exceptions import (
 )
 
 from dnnbench.config import S3Credentials
+from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import (
-    DeniedError,
-    MisconfiguredError,
-    NotFoundError,
-    StorageError,
-    TransientError,
-    UnreachableError,
-)
+from dnnbench.storage.errors import DeniedError, MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
 
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 60
-MAX_ATTEMPTS = 3
 MAX_CONNECTIONS = 64
-
-_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_DENIED = {
-    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
-    "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
-}  # fmt: skip
-_TRANSIENT = {
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "429",
-}
 
 
 class Boto3Client:
@@ -87,31 +66,40 @@ class Boto3Client:
         events.register("before-send.s3", self._count)
         events.register("after-call.s3", self._note_response)
 
-    def list(self, bucket: str, prefix: str) -> Iterator[Entry]:
-        """Every object of the bucket below the prefix, page by page."""
+    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
+        """The objects below the prefix, of keys greater than ``start_after``, as the server pages them."""
+        after = {"StartAfter": start_after} if start_after else {}
         with self._errors(f"s3://{bucket}/{prefix}"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **after)
             for page in pages:
-                for item in page.get("Contents", ()):
-                    yield Entry(item["Key"], item["Size"])
+                yield [Entry(item["Key"], item["Size"]) for item in page.get("Contents", ())]
+
+    def open(self, bucket: str) -> None:
+        """Nothing: one client serves every bucket."""
 
     def size(self, bucket: str, key: str) -> int:
         with self._errors(f"s3://{bucket}/{key}"):
             return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
-    def get(self, bucket: str, key: str, byte_range: str | None = None) -> bytes:
-        """The object, or the part that ``byte_range`` (an HTTP Range value) names; b"" where that is past the end."""
-        wanted = {"Range": byte_range} if byte_range else {}
+    def get(self, bucket: str, key: str, size_bytes: int | None = None) -> bytes:
+        with self._errors(f"s3://{bucket}/{key}"):
+            return self._get(bucket, key)
+
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
+        """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
         with self._errors(f"s3://{bucket}/{key}"):
             try:
-                response = self._client.get_object(Bucket=bucket, Key=key, **wanted)
+                return self._get(bucket, key, Range=f"bytes={start}-{end - 1}")
             except ClientError as exc:
-                if byte_range and exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+                if exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
                     return b""
                 raise
-            # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
-            with closing(response["Body"]) as body:
-                return bytes(body.read())
+
+    def _get(self, bucket: str, key: str, **options: Any) -> bytes:
+        response = self._client.get_object(Bucket=bucket, Key=key, **options)
+        # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
+        with closing(response["Body"]) as body:
+            return bytes(body.read())
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         with self._errors(f"s3://{bucket}/{key}"):
@@ -166,11 +154,9 @@ class Boto3Client:
         except ClientError as exc:
             raise self._from_response(key, exc) from exc
         except (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError, SSLError) as exc:
-            problem = f"no connection to {self.endpoint or 'AWS'} ({type(exc).__name__}); is the endpoint right and up?"
-            raise UnreachableError(self._label, key, problem) from exc
+            raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
         except ReadTimeoutError as exc:
-            problem = f"no answer from {self.endpoint or 'AWS'} within {READ_TIMEOUT_S} s; is the endpoint up?"
-            raise UnreachableError(self._label, key, problem) from exc
+            raise s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S) from exc
         except (IncompleteReadError, ResponseStreamingError) as exc:
             raise TransientError(self._label, key, f"the answer broke off ({exc})") from exc
         except HTTPClientError as exc:
@@ -188,23 +174,38 @@ class Boto3Client:
     def _from_response(self, key: str, exc: ClientError) -> StorageError:
         code = exc.response.get("Error", {}).get("Code", "")
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code == "NoSuchBucket":
-            return NotFoundError(self._label, key, "there is no such bucket; check storage.s3.bucket and the endpoint")
-        if (code in _NOT_FOUND or status == 404) and exc.operation_name.startswith("List"):
-            return NotFoundError(self._label, key, f"the server answered {status} {code}; is it an S3 server?")
-        if code in _NOT_FOUND or status == 404:
-            return NotFoundError(self._label, key, "there is no such object; was it deleted after it was listed?")
-        if code in _DENIED or status in (401, 403):
-            return DeniedError(self._label, key, f"access denied ({code}); check the credentials and their rights")
-        if code in _TRANSIENT or status >= 500 or status == 429:
-            return TransientError(self._label, key, f"the server answered {status} {code} to every attempt")
-        return MisconfiguredError(self._label, key, f"the server answered {status} {code}")
+        return s3_errors.from_answer(self._label, key, status, code, exc.operation_name.startswith("List"))
 
 
 @functools.lru_cache
 def _session(pid: int, profile: str | None) -> boto3.session.Session:
     """A process's session of a profile: what a client is built from is read from disk once, for all endpoints."""
     return boto3.session.Session(profile_name=profile)
+
+
+def aws_chain(credentials: S3Credentials, label: str) -> tuple[str | None, Callable[[], dict[str, Any]] | None]:
+    """What the standard AWS chain says: (region, a function that gives the keys that are valid now), or Nones.
+
+    For client libraries that know less of the chain. The function's result has ``access_key_id``,
+    ``secret_access_key``, ``token`` and ``expires_at``. Raises our errors.
+    """
+    # It says in our words what is wrong with a profile, and where there are no keys.
+    Boto3Client(credentials, Meter(), label).close()
+    session = _session(os.getpid(), credentials.profile)
+    found = session.get_credentials()
+
+    def current() -> dict[str, Any]:
+        frozen = found.get_frozen_credentials()
+        # Asked again before what an instance's role lends has run out.
+        expires_at = datetime.now(UTC) + timedelta(minutes=5) if hasattr(found, "_expiry_time") else None
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": expires_at,
+        }
+
+    return session.region_name, current if found is not None else None
 
 
 def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:

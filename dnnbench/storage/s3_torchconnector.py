@@ -1,0 +1,206 @@
+"""The s3torchconnector client (AWS's CRT): one S3 endpoint, any bucket. The only file that imports s3torchconnector."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from s3torchconnector import S3ClientConfig
+from s3torchconnector._s3client import S3Client
+from s3torchconnectorclient import S3Exception
+
+from dnnbench.config import S3Credentials
+from dnnbench.storage import s3_errors
+from dnnbench.storage.base import Entry, Meter
+from dnnbench.storage.errors import NotFoundError, StorageError, TransientError
+from dnnbench.storage.s3_errors import MAX_ATTEMPTS, attempts
+
+# The library's default: larger objects come in several ranged requests of this size.
+PART_BYTES = 8 * 1024 * 1024
+_STATUS = re.compile(r"response_status: (\d+)")
+_CRT_ERROR = re.compile(r"AWS_(?:IO|ERROR|S3)_\w+")
+# What the library says in words only, as (HTTP status, S3 error code).
+_IN_WORDS = {
+    "bucket does not exist": (404, "NoSuchBucket"),
+    "key does not exist": (404, "NoSuchKey"),
+    "object was not found": (404, "NoSuchKey"),
+    "orbidden": (403, "AccessDenied"),
+}
+_PROFILE = "dnnbench"
+_ENVIRONMENT = threading.Lock()
+
+
+class TorchConnectorClient:
+    """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
+
+    def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
+        self._label, self._meter = label, meter
+        self.endpoint = credentials.endpoint
+        # The library shows no header of an answer.
+        self.server: str | None = None
+        self._client = _SignedClient(credentials, label)
+
+    def open(self, bucket: str) -> None:
+        """Builds the native client, which serves every bucket."""
+        with self._errors(f"s3://{bucket}"):
+            _ = self._client._client
+
+    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
+        """The objects of the bucket below the prefix, of keys greater than ``start_after``, as the server pages them.
+
+        The library cannot begin a listing in the middle: what comes before is listed and left out.
+        """
+        with self._errors(f"s3://{bucket}/{prefix}", listing=True):
+            pages = iter(self._client.list_objects(bucket, prefix))
+        while True:
+            with self._errors(f"s3://{bucket}/{prefix}", listing=True):
+                page = next(pages, None)
+            if page is None:
+                return
+            self._meter.request("LIST")
+            yield [Entry(one.key, one.size) for one in page.object_info if one.key > start_after]
+
+    def size(self, bucket: str, key: str) -> int:
+        return int(self._ask("HEAD", bucket, key, lambda: self._client.head_object(bucket, key).size))
+
+    def get(self, bucket: str, key: str, size_bytes: int | None = None) -> bytes:
+        """The object; of more than `PART_BYTES` in several requests."""
+        requests = max(-(-(size_bytes or 0) // PART_BYTES), 1)
+        return bytes(self._ask("GET", bucket, key, lambda: self._client.get_object(bucket, key).read(), requests))
+
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
+        """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
+        requests = -(-(end - start) // PART_BYTES)
+
+        def ranged() -> bytes:
+            return b"".join(self._client._get_object_stream(bucket, key, start, end))
+
+        try:
+            return bytes(self._ask("GET", bucket, key, ranged, requests))
+        except _PastTheEndError:
+            return b""
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        def whole() -> None:
+            writer = self._client.put_object(bucket, key)
+            writer.write(data)
+            writer.close()  # type: ignore[no-untyped-call]
+
+        self._ask("PUT", bucket, key, whole)
+
+    def close(self) -> None:
+        self._client.let_go()
+
+    @staticmethod
+    def settings() -> dict[str, Any]:
+        """Library version and the settings that govern speed and patience."""
+        return {
+            "s3torchconnector": version("s3torchconnector"),
+            "part_bytes": PART_BYTES,
+            "timeouts": "the library's own",
+            "max_attempts": MAX_ATTEMPTS,
+        }
+
+    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], Any], requests: int = 1) -> Any:
+        def once() -> Any:
+            with self._errors(f"s3://{bucket}/{key}"):
+                return request()
+
+        return attempts(self._meter, verb, once, requests)
+
+    @contextmanager
+    def _errors(self, key: str, listing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except S3Exception as exc:
+            raise self._error_of(key, str(exc), listing) from exc
+
+    def _error_of(self, key: str, text: str, listing: bool) -> StorageError:
+        status, crt = _STATUS.search(text), _CRT_ERROR.search(text)
+        if status and status[1] == "416":
+            return _PastTheEndError(self._label, key, "the range begins behind the object's end")
+        told = next((answer for words, answer in _IN_WORDS.items() if words in text), None)
+        if told or (status and status[1] != "0"):
+            number, code = told or (int(status[1] if status else 0), s3_errors.code_in(text))
+            return s3_errors.from_answer(self._label, key, number, code, listing)
+        if crt and crt[0].startswith("AWS_IO_"):
+            return s3_errors.unreachable(self._label, key, self.endpoint, crt[0])
+        return TransientError(self._label, key, f"s3torchconnector: {crt[0] if crt else text[:200]}")
+
+
+class _PastTheEndError(NotFoundError):
+    """A range begins behind the object's end."""
+
+
+class _SignedClient(S3Client):
+    """The library's client with the configured keys, which it takes from a profile alone.
+
+    The profile is a file that only this process has, in memory; the library builds its native client
+    anew after a fork.
+    """
+
+    def __init__(self, credentials: S3Credentials, label: str) -> None:
+        self._profile: int | None = None
+        region, profile, unsigned = credentials.region_name, credentials.profile, False
+        if credentials.access_key is not None:
+            self._profile, profile = _profile_in_memory(credentials), _PROFILE
+        else:
+            from dnnbench.storage.s3_boto3 import aws_chain
+
+            region_of_chain, current = aws_chain(credentials, label)
+            region, unsigned = region or region_of_chain, current is None
+        config = S3ClientConfig(
+            part_size=PART_BYTES,
+            unsigned=unsigned,
+            # Servers that are not AWS seldom have a name per bucket.
+            force_path_style=credentials.endpoint is not None,
+            # Repeated by `attempts`, where it is counted.
+            max_attempts=1,
+            profile=profile,
+        )
+        super().__init__(region or "us-east-1", endpoint=credentials.endpoint, s3client_config=config)
+
+    def let_go(self) -> None:
+        """Lets go of the native client and of the keys."""
+        self._native_client: Any = None
+        if self._profile is not None:
+            os.close(self._profile)
+            self._profile = None
+
+    def _client_builder(self) -> Any:
+        if self._profile is None:
+            return super()._client_builder()
+        # Read when the client is built, and of all threads.
+        with _ENVIRONMENT:
+            before = {name: os.environ.get(name) for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")}
+            os.environ.update(AWS_SHARED_CREDENTIALS_FILE=f"/proc/self/fd/{self._profile}", AWS_CONFIG_FILE=os.devnull)
+            try:
+                return super()._client_builder()
+            finally:
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
+
+
+def _profile_in_memory(credentials: S3Credentials) -> int:
+    """An open credentials file with the keys as a profile; it is in memory, and ends with this process."""
+    lines = [f"[{_PROFILE}]"]
+    for name, secret in (
+        ("aws_access_key_id", credentials.access_key),
+        ("aws_secret_access_key", credentials.secret_key),
+        ("aws_session_token", credentials.session_token),
+    ):
+        if secret is not None:
+            lines.append(f"{name}={secret.get_secret_value()}")
+    handle = os.memfd_create("dnnbench-credentials")
+    os.write(handle, ("\n".join(lines) + "\n").encode())
+    return handle
