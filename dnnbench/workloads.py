@@ -87,7 +87,7 @@ class Reading:
     """Reads each object once, in a fresh random order, without decoding.
 
     ``concurrency`` None reads one at a time in the calling thread; a number keeps that many reads
-    in flight through `Storage.read_many`.
+    in flight.
     """
 
     rounds = None
@@ -102,13 +102,11 @@ class Reading:
         self._concurrency, self._seed = concurrency, seed
         self._items: list[tuple[str, int | None]] = []
         self._order = np.empty(0, dtype=np.int64)
-        self._positions: list[int] = []
         self._reads_before = 0
 
     def prepare(self, number: int) -> None:
         self._order = np.random.default_rng([self._seed, number]).permutation(len(self.catalog))
         self._items = list(self.catalog.items(self._order))
-        self._positions = []
         self.storage.open()
         if number == 0:
             # Connecting and signing in happen once in a training's life, so they are not read time.
@@ -118,27 +116,22 @@ class Reading:
         self._reads_before = self.storage.meter.reads
 
     def run(self) -> None:
-        positions = self._positions
         if self._concurrency is None:
-            read = self.storage.read
-            for position, (key, size_bytes) in enumerate(self._items):
-                read(key, size_bytes)
-                positions.append(position)
+            for key, size_bytes in self._items:
+                self.storage.fetch(key, size_bytes)
         else:
-            for position, _ in self.storage.read_many(self._items, self._concurrency):
-                positions.append(position)
+            self.storage.fetch_each(self._items, self._concurrency)
 
     def account(self) -> Round:
         tally = self.storage.meter.take()
-        indices = self._order[np.asarray(self._positions, dtype=np.int64)]
         check_pass(
             f"{self.storage.label}: {self.what}",
-            indices,
+            self._order,
             tally,
             self.catalog.sizes_bytes,
             len(self.catalog),
         )
-        return Round(len(indices), tally)
+        return Round(len(self._order), tally)
 
     def done(self) -> int:
         return self.storage.meter.reads - self._reads_before

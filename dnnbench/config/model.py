@@ -215,9 +215,14 @@ class DataLoader(Section):
     multiprocessing_context: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
 
-class PyTorch(Section):
-    """``framework.PyTorch``."""
+Reading = Literal["plain", "concurrent"]
 
+
+class PyTorch(Section):
+    """``framework.PyTorch``; ``reading``: a worker reads one object after the other, or ``concurrency`` at a time."""
+
+    reading: Reading = "plain"
+    concurrency: PositiveInt = 32
     loader: DataLoader = Field(default=DataLoader(), alias="DataLoader")
 
 
@@ -226,7 +231,11 @@ class TensorFlow(Section):
 
     ``num_parallel_calls`` reads run at a time and ``prefetch`` batches are kept ready (0: TensorFlow
     tunes both by itself); ``shuffle_buffer`` samples are shuffled in (0: the whole data set).
+    With ``reading`` concurrent, whole batches are read, ``concurrency`` objects at a time in all.
     """
+
+    reading: Reading = "plain"
+    concurrency: PositiveInt = 32
 
     num_parallel_calls: NonNegativeInt = 8
     prefetch: NonNegativeInt = 2

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from dnnbench.storage.base import Meter
 
@@ -60,21 +59,28 @@ def _account() -> tuple[int, int]:
 class _Watch:
     """Notices that a file is read while this is entered. Where the kernel cannot watch it, it is not noticed."""
 
-    _of_thread = threading.local()
+    # Queues of events that nobody uses now. Not one per thread: TensorFlow's threads forget what is theirs with each
+    # call, and a user may have few.
+    _idle: ClassVar[list[tuple[int, int]]] = []
 
     def __init__(self, path: str) -> None:
         self._path = os.fsencode(path)
-        self._number = -1
+        self._handle = self._number = -1
 
     def __enter__(self) -> _Watch:
-        # One per thread and process: a forked child shares its parent's queue of events.
-        known: tuple[int, int] | None = getattr(self._of_thread, "pid_and_handle", None)
-        if known is None or known[0] != os.getpid():
-            known = self._of_thread.pid_and_handle = os.getpid(), _LIBC.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        self._handle = known[1]
+        # A forked child shares its parent's queues, and so uses none of them.
+        pid = os.getpid()
+        while self._handle < 0:
+            try:
+                of, handle = self._idle.pop()
+            except IndexError:
+                handle, of = _LIBC.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC), pid
+                if handle < 0:
+                    return self
+            if of == pid:
+                self._handle = handle
         self.was_read()  # what is left of an earlier file
-        if self._handle >= 0:
-            self._number = _LIBC.inotify_add_watch(self._handle, self._path, _IN_ACCESS)
+        self._number = _LIBC.inotify_add_watch(self._handle, self._path, _IN_ACCESS)
         return self
 
     def was_read(self) -> bool:
@@ -89,3 +95,5 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         if self._number >= 0:
             _LIBC.inotify_rm_watch(self._handle, self._number)
+        if self._handle >= 0:
+            self._idle.append((os.getpid(), self._handle))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dnnbench.catalog import Catalog
@@ -10,7 +11,7 @@ from dnnbench.config import Config
 from dnnbench.datasets.own_reads import metered
 from dnnbench.images import DecodeError, decode
 from dnnbench.storage.base import Storage
-from dnnbench.storage.errors import CorruptError
+from dnnbench.storage.errors import CorruptError, StorageError
 
 
 class ListedKey(str):
@@ -40,6 +41,8 @@ class ImageSamples:
 
     storage: Storage
     catalog: Catalog
+    # How many objects `read_samples` reads at a time; None: one after the other.
+    concurrency: int | None = None
 
     def __init__(self, transform: Callable[[Any], Any] | None = None, config: dict[str, Any] = {}) -> None:  # noqa: B006 (the seed's signature; never changed)
         super().__init__()
@@ -59,18 +62,58 @@ class ImageSamples:
         return len(self.catalog)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        key = ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
-        try:
+        key = self._key(index)
+        with self._telling_which(key):
             image = self._read(key)
             if self.transform is not None:
                 image = self.transform(image)
+        return image, self.catalog.label(index)
+
+    def read_samples(
+        self, indices: Sequence[int], in_order: bool = False, concurrency: int | None = None
+    ) -> Iterator[tuple[int, tuple[Any, int]]]:
+        """(position in ``indices``, sample), with `concurrency` objects read at a time, each decoded as it arrives.
+
+        In order of arrival, or with ``in_order`` of the indices. What a subclass reads by a method of its own is
+        read by that method, in threads.
+        """
+        concurrency = concurrency or self.concurrency
+        if concurrency is None:
+            yield from ((position, self[index]) for position, index in enumerate(indices))
+        elif not self._reads_the_usual_way():
+            yield from self.storage.in_flight(self.__getitem__, indices, concurrency, in_order)
+        else:
+            items = self.catalog.items(indices)
+            for position, data in self.storage.read_many(items, concurrency, in_order):
+                index = indices[position]
+                with self._telling_which(self._key(index)):
+                    image = self.decode(bytes(data))
+                    if self.transform is not None:
+                        image = self.transform(image)
+                yield position, (image, self.catalog.label(index))
+
+    def _reads_the_usual_way(self) -> bool:
+        """Whether a sample is its object's bytes, decoded: then reading and decoding can be taken apart."""
+        usual = ("__getitem__", "_read", "read_bytes")
+        reading = "read_file_system_data" if self.storage.name == "fs" else "read_s3_object"
+        return all(getattr(type(self), name) is getattr(ImageSamples, name) for name in (*usual, reading))
+
+    def _key(self, index: int) -> ListedKey:
+        return ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
+
+    @contextmanager
+    def _telling_which(self, key: ListedKey) -> Iterator[None]:
+        """Says of which object an error is."""
+        try:
+            yield
         except DecodeError as exc:
             raise CorruptError(self.storage.label, key, str(exc)) from exc
+        except StorageError:
+            raise
         except Exception as exc:
             # A mistake of the user's own code, or an image that it cannot take: of which object, it seldom says.
             exc.add_note(f"dnnbench: this happened with {key!r}")
             raise
-        return image, self.catalog.label(index)
 
     def _read(self, key: ListedKey) -> Any:
         if self.storage.name != "fs":

@@ -59,6 +59,9 @@ class MeteredPipeline(MeteredPasses):
         count = len(dataset)
         self.expected_samples = count - count % batch_size if section.drop_last else count
         self._error: Exception | None = None
+        # Where batches are read whole: as many at a time as can be decoded at a time, which share what is in flight.
+        self._calls = dataset.concurrency and min(cores(), dataset.concurrency)
+        self._in_flight = (dataset.concurrency or 1) // (self._calls or 1)
         # A dataset that reads a sample to know this reads it here, before any clock runs.
         self._image_dtype, self._image_shape = dataset.image_spec()
         self._pipeline = self._build()
@@ -74,21 +77,28 @@ class MeteredPipeline(MeteredPasses):
             indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
         # What makes no whole batch is left out before it is read.
         indices = indices.take(self.expected_samples)
-        samples = indices.map(
-            self._sample,
-            num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
-            deterministic=section.deterministic,
-        )
-        batches = samples.batch(self.batch_size).prefetch(section.prefetch or tf.data.AUTOTUNE)
+        if self._calls is None:
+            samples = indices.map(
+                self._sample,
+                num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
+                deterministic=section.deterministic,
+            )
+            batches = samples.batch(self.batch_size)
+        else:
+            batches = indices.batch(self.batch_size).map(
+                self._batch, num_parallel_calls=self._calls, deterministic=section.deterministic
+            )
+        batches = batches.prefetch(section.prefetch or tf.data.AUTOTUNE)
         return batches.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(self._options())
 
     def _options(self) -> tf.data.Options:
         section, options = self._section, tf.data.Options()
+        parallel_calls = self._calls or section.num_parallel_calls
         # Each call of Python code holds a thread while it waits for the storage, and tf.data's own pool has
         # one per processor: without more of them no more reads than that would ever be in flight.
-        options.threading.private_threadpool_size = max(section.num_parallel_calls or AUTOTUNED_THREADS, cores())
+        options.threading.private_threadpool_size = max(parallel_calls or AUTOTUNED_THREADS, cores())
         # Where nothing is left to tune, the tuning thread only delays the end of each epoch, by seconds.
-        options.autotune.enabled = not (section.num_parallel_calls and section.prefetch)
+        options.autotune.enabled = not (parallel_calls and section.prefetch)
         return options
 
     def _orders(self) -> Iterator[Any]:
@@ -107,17 +117,37 @@ class MeteredPipeline(MeteredPasses):
     def _read(self, index: Any) -> tuple[Any, Any]:
         try:
             image, label = self.dataset[int(index)]
-            pixels = np.asarray(image)
-            if pixels.dtype != self._image_dtype or pixels.shape != self._image_shape:
-                raise MeasurementError(
-                    f"{type(self.dataset).__name__}: image {int(index)} is {pixels.dtype} {pixels.shape}, but the "
-                    f"first one is {self._image_dtype} {self._image_shape}; a batch needs images that are alike"
-                )
+            return self._pixels(int(index), image), np.int64(label)
         except Exception as exc:
             # TensorFlow would make an error of its own of it, and log its traceback; `_next` raises it as it is.
             self._error = self._error or exc
             return np.zeros(self._image_shape, self._image_dtype), np.int64(-1)
-        return pixels, np.int64(label)
+
+    def _batch(self, indices: Any) -> tuple[Any, Any, Any]:
+        images, labels = tf.numpy_function(self._read_batch, [indices], [self._image_dtype, tf.int64])
+        images.set_shape((None, *self._image_shape))
+        labels.set_shape((None,))
+        return images, labels, indices
+
+    def _read_batch(self, indices: Any) -> tuple[Any, Any]:
+        images = np.zeros((len(indices), *self._image_shape), self._image_dtype)
+        labels = np.full(len(indices), -1, np.int64)
+        try:
+            for position, (image, label) in self.dataset.read_samples(indices.tolist(), concurrency=self._in_flight):
+                images[position] = self._pixels(int(indices[position]), image)
+                labels[position] = label
+        except Exception as exc:
+            self._error = self._error or exc
+        return images, labels
+
+    def _pixels(self, index: int, image: Any) -> Any:
+        pixels = np.asarray(image)
+        if pixels.dtype != self._image_dtype or pixels.shape != self._image_shape:
+            raise MeasurementError(
+                f"{type(self.dataset).__name__}: image {index} is {pixels.dtype} {pixels.shape}, but the "
+                f"first one is {self._image_dtype} {self._image_shape}; a batch needs images that are alike"
+            )
+        return pixels
 
     def _start_pass(self, number: int) -> Iterator[Any]:
         self._begin()

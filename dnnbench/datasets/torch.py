@@ -14,6 +14,13 @@ from dnnbench.datasets.samples import ImageSamples, share_of
 class RandomAccessDataset(ImageSamples, Dataset[tuple[Any, int]]):
     """Map-style: ``dataset[i]`` is ``(image, label)`` of the catalog's sample ``i``; see `ImageSamples`."""
 
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        """A whole batch's samples, in the order of ``indices``; torch asks for it where there is this method."""
+        samples: list[Any] = [None] * len(indices)
+        for position, sample in self.read_samples(indices):
+            samples[position] = sample
+        return samples
+
     def decode(self, data: bytes) -> Any:
         """Image bytes -> uint8 tensor [height, width], or [height, width, 3] in colour."""
         return torch.from_numpy(super().decode(data))
@@ -43,5 +50,7 @@ class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, int]]]:
         info = get_worker_info()
-        for index in self.share(info.id, info.num_workers) if info else self.share(0, 1):
-            yield index, self.dataset[index]
+        share = self.share(info.id, info.num_workers) if info else self.share(0, 1)
+        # Across the ends of batches: reads go on while a batch is made.
+        for position, sample in self.dataset.read_samples(share, in_order=True):
+            yield share[position], sample

@@ -28,6 +28,7 @@ from dnnbench.datasets.torch_worker import (
     start_forkserver,
 )
 from dnnbench.errors import MeasurementError
+from dnnbench.storage.s3 import NOT_FORKED
 
 
 class _BatchOrder(Sampler[list[int]]):
@@ -89,6 +90,11 @@ class MeteredLoader(MeteredPasses):
             self.expected_samples, self._length = self._order.used, len(self._order)
         if self.num_workers and section.multiprocessing_context != "fork":
             check_ships(source)
+        elif self.num_workers and source.dataset.storage.client in NOT_FORKED:
+            raise ConfigError(
+                "framework.PyTorch.DataLoader.multiprocessing_context: workers that are forked from a process that has "
+                f'used {source.dataset.storage.client} hang; use "forkserver"'
+            )
         self._loader: DataLoader[Any] = DataLoader(
             source,
             sampler=self._order,

@@ -14,7 +14,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
@@ -72,12 +72,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _pack(dataset: RandomAccessDataset, samples: Iterator[tuple[int, tuple[Any, int]]]) -> Envelope:
+def _pack(dataset: RandomAccessDataset, samples: Callable[[], Iterable[tuple[int, tuple[Any, int]]]]) -> Envelope:
     """Makes a batch of (index, sample) pairs. An error of ours travels as itself, not as torch's retelling."""
     indices, read = [], []
     batch, error = None, None
     try:
-        for index, (image, label) in samples:
+        for index, (image, label) in samples():
             indices.append(index)
             # PIL images are the one usual kind of image that torch does not collate.
             read.append((np.array(image) if hasattr(image, "getbands") else image, label))
@@ -124,7 +124,7 @@ class MapBatches(Shipped, Dataset[Envelope]):
     """Indexed by a whole batch's indices."""
 
     def __getitem__(self, indices: Sequence[int]) -> Envelope:
-        return _pack(self.dataset, ((i, self.dataset[i]) for i in indices))
+        return _pack(self.dataset, lambda: zip(indices, self.dataset.__getitems__(list(indices)), strict=True))
 
 
 class IterableBatches(Shipped, IterableDataset[Envelope]):
@@ -142,7 +142,7 @@ class IterableBatches(Shipped, IterableDataset[Envelope]):
             return
         samples = iter(self.sequential)
         while True:
-            envelope = _pack(self.dataset, itertools.islice(samples, self.sequential.batch_size))
+            envelope = _pack(self.dataset, lambda: itertools.islice(samples, self.sequential.batch_size))
             if envelope.error is None and not envelope.indices:
                 return
             yield envelope

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dnnbench.metrics import Tally
@@ -122,16 +122,21 @@ class Storage(ABC):
 
     def fetch(self, key: str, size_bytes: int | None = None) -> Any:
         """The whole object as any bytes-like object, such as the client library has it: `read` without a copy."""
-        self._counting_errors(self.open)
+        # Written out, since what this costs is added to every object of a fast storage.
+        if self._pid != os.getpid() or not self._is_open:
+            self._counting_errors(self.open)
+        meter = self._meter
         start_ns = self.clock_ns()
-        data = self._counting_errors(self._read, key, size_bytes)
-        latency_ns = self.clock_ns() - start_ns
-        if size_bytes is not None and len(data) != size_bytes:
-            self.meter.error()
-            raise CorruptError(
-                self.label, key, f"{len(data)} bytes read, but {size_bytes} when it was listed; list again"
-            )
-        self.meter.read_done(latency_ns, len(data))
+        try:
+            data = self._read(key, size_bytes)
+            latency_ns = self.clock_ns() - start_ns
+            if size_bytes is not None and len(data) != size_bytes:
+                problem = f"{len(data)} bytes read, but {size_bytes} when it was listed; list again"
+                raise CorruptError(self.label, key, problem)
+        except StorageError:
+            meter.error()
+            raise
+        meter.read_done(latency_ns, len(data))
         return data
 
     def read(self, key: str, size_bytes: int | None = None) -> bytes:
@@ -168,6 +173,11 @@ class Storage(ABC):
         beyond those taken. The first error stops the rest and is raised.
         """
         return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
+
+    def fetch_each(self, items: Sequence[tuple[str, int | None]], concurrency: int) -> None:
+        """Reads (key, size or None) items with ``concurrency`` reads in flight, and drops what was read."""
+        self._counting_errors(self.open)
+        self._readers.each(lambda item: self.fetch(*item), items, concurrency)
 
     def in_flight(
         self, call: Callable[[Any], Any], items: Iterable[Any], concurrency: int, in_order: bool = False

@@ -71,11 +71,13 @@ class S3Storage(Storage):
 
     def connection(self) -> S3Client:
         """This process's client, built on first use."""
-        with self._lock:
-            if "s3" not in self._clients:
-                self._clients["s3"] = client_class(self.client)(self.credentials, self._meter, self.label)
-            client: S3Client = self._clients["s3"]
-            return client
+        client: S3Client | None = self._clients.get("s3")
+        if client is None:
+            with self._lock:
+                if "s3" not in self._clients:
+                    self._clients["s3"] = client_class(self.client)(self.credentials, self._meter, self.label)
+                client = self._clients["s3"]
+        return client
 
     def _open(self) -> None:
         self.connection().open(self.bucket)

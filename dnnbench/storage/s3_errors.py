@@ -79,9 +79,12 @@ def code_in(body: str) -> str:
     return found[1] if found else ""
 
 
-def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 1) -> T:
-    """The answer of ``request``, made up to `MAX_ATTEMPTS` times; each is counted as ``requests`` of ``verb``."""
-    for number in range(MAX_ATTEMPTS):
+def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 1, failed: int = 0) -> T:
+    """The answer of ``request``, made up to `MAX_ATTEMPTS` times; each is counted as ``requests`` of ``verb``.
+
+    ``failed`` attempts have been made, and counted, before.
+    """
+    for number in range(failed, MAX_ATTEMPTS):
         if number:
             meter.retry()
             time.sleep(random.random() * BACK_OFF_S * 2 ** (number - 1))
@@ -91,4 +94,4 @@ def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 
         except TransientError:
             if number + 1 == MAX_ATTEMPTS:
                 raise
-    raise AssertionError("MAX_ATTEMPTS is at least 1")
+    raise AssertionError("more attempts have failed than are made")

@@ -37,6 +37,7 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
+    dataset.concurrency = framework.tensorflow.concurrency if framework.tensorflow.reading == "concurrent" else None
     loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
     loader.check_not_empty()
     return loader

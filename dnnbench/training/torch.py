@@ -30,6 +30,11 @@ class DNNTrain(Trainer):
         device = device or torch.device("cpu")
         super().__init__(config, model.to(device), device)
 
+    def warm_up(self) -> None:
+        # The first optimizer of a process imports torch's compiler, which takes a second or two: whichever
+        # benchmark trains first would bear that alone.
+        optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
 
 class RandomAccessDatasetTrain(DNNTrain):
     """The default: Adam over the batches of ``dataloader``, epoch by epoch."""

@@ -37,6 +37,7 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
+    dataset.concurrency = framework.pytorch.concurrency if framework.pytorch.reading == "concurrent" else None
     source = SequentialDataset(dataset) if access == "sequential" else dataset
     loader = MeteredLoader(source, framework.batch_size, framework.pytorch.loader, config.execution.seed)
     loader.check_not_empty()
