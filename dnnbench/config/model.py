@@ -158,7 +158,10 @@ class Access(Section):
 
 
 class Dataset(Section):
-    """``dataset``: the class that reads samples, and what a sample is."""
+    """``dataset``: the class that reads samples, and what a sample is.
+
+    ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`).
+    """
 
     name: NonEmptyStr = "TorchImageClassificationDataset"
     access: Access = Access()
@@ -166,6 +169,7 @@ class Dataset(Section):
     label: list[NonEmptyStr] = ["roses", "sunflowers", "tulips", "daisy", "dandelion"]
     image_mode: Literal["grey", "colour"] = "grey"
     image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
+    decode: Literal["full", "reduced"] = "full"
 
     @field_validator("label")
     @classmethod

@@ -53,6 +53,7 @@ class ImageSamples:
         self.image_dimension = tuple(dataset["image_dimension"])
         self.image_height, self.image_width = self.image_dimension
         self.colour: bool = dataset["image_mode"] == "colour"
+        self.reduced: bool = dataset["decode"] == "reduced"
 
     def bind(self, storage: Storage, catalog: Catalog) -> None:
         """Says where the samples are; called once, before the first read."""
@@ -136,7 +137,7 @@ class ImageSamples:
 
     def decode(self, data: bytes) -> Any:
         """Image bytes -> uint8 array [height, width], or [height, width, 3] where ``dataset.image_mode`` is colour."""
-        return decode(data, self.image_dimension, self.colour)
+        return decode(data, self.image_dimension, self.colour, self.reduced)
 
 
 def share_of(count: int, worker: int, workers: int, batch_size: int, drop_last: bool) -> range:
