@@ -129,7 +129,9 @@ def _read(config: Config, storage: Any, catalog: Any) -> tuple[str, bool]:
     data = storage.read(key, size_bytes)
     height, width = config.dataset.image_dimension
     try:
-        pixels = decode(data, (height, width), config.dataset.image_mode == "colour")
+        pixels = decode(
+            data, (height, width), config.dataset.image_mode == "colour", config.dataset.decode == "reduced"
+        )
     except DecodeError as exc:
         raise CorruptError(storage.label, key, str(exc)) from exc
     return f"{key}: {size_bytes:,} bytes, {pixels.shape} pixels", True

@@ -94,6 +94,30 @@ def test_orders_are_fresh_per_epoch_and_the_same_as_pytorchs():
     assert orders[0][0] != orders[0][1]
 
 
+@pytest.mark.parametrize("access", ["random", "sequential"])
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_concurrent_reading_gives_the_same_batches_as_plain(access, concurrency):
+    plain = MeteredPipeline(_bound(), 5, access=access)
+    dataset = _bound()
+    dataset.concurrency = concurrency
+    concurrent = MeteredPipeline(dataset, 5, access=access)
+    for _ in range(2):
+        for (images, labels), (expected, expected_labels) in zip(concurrent, plain, strict=True):
+            np.testing.assert_array_equal(images, expected)
+            np.testing.assert_array_equal(labels, expected_labels)
+    for epoch in concurrent.take_epochs():
+        assert (epoch.samples, len(epoch.tally.latency_ns), epoch.tally.requests["GET"]) == (COUNT, COUNT, COUNT)
+
+
+def test_an_error_in_concurrent_reading_comes_out_as_ours():
+    dataset = _bound()
+    dataset.concurrency = 4
+    key = dataset.catalog.key(7)
+    dataset.storage.contents[key] = b"x" * dataset.catalog.size_bytes(7)
+    with pytest.raises(CorruptError, match=key):
+        list(MeteredPipeline(dataset, 5))
+
+
 def test_sequential_and_unshuffled_are_the_catalogs_order():
     for pipeline in (
         MeteredPipeline(_bound(), 5, access="sequential"),

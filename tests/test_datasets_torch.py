@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -291,3 +292,70 @@ def test_with_drop_last_nothing_that_is_dropped_is_read(tmp_path, drop_last, rea
     dataset = bound(RandomAccessDataset(), 7, log=tmp_path / "log")
     assert len(list(SequentialDataset(dataset, 3, drop_last))) == read
     assert len(dataset.storage.logged()) == read
+
+
+def test_own_reads_are_noticed_however_many_threads_there_have_been(tmp_path):
+    path = tmp_path / "0.jpg"
+    path.write_bytes(b"x" * 1000)
+    dataset = OwnReads()
+    dataset.bind(FsStorage(), Catalog([str(path).encode()], [0], [1000], [0], [0], ["a"]))
+    # More than a user may have queues of events, on most machines.
+    count = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()) + 10
+    for _ in range(min(count, 1000)):
+        thread = threading.Thread(target=dataset.__getitem__, args=(0,))
+        thread.start()
+        thread.join()
+    assert dataset.storage.meter.take().own_reads == min(count, 1000)
+
+
+class Usual(RandomAccessDataset):
+    """Reads as it is meant to be read."""
+
+
+class Doubled(RandomAccessDataset):
+    """Reads by a method of its own."""
+
+    def read_s3_object(self, image):
+        return super().read_s3_object(image) * 2
+
+    read_file_system_data = read_s3_object
+
+
+@pytest.mark.parametrize("name", ["fs", "aws"])
+@pytest.mark.parametrize("kind", [Usual, Doubled])
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_concurrent_reading_gives_the_same_samples_in_the_same_order(tmp_path, name, kind, concurrency):
+    dataset = bound(kind(config={"dataset": {"image_dimension": [2, 3]}}), 20, name=name, log=tmp_path / "log")
+    indices = [7, 3, 19, 0, 11]
+    plain = [dataset[i] for i in indices]
+    dataset.storage.meter.take()
+    dataset.concurrency = concurrency
+    concurrent = dataset.__getitems__(indices)
+    assert [int(label) for _, label in concurrent] == [int(label) for _, label in plain]
+    assert all((a == b).all() for (a, _), (b, _) in zip(concurrent, plain, strict=True))
+    assert dict(dataset.storage.meter.take().requests) == {"GET": 5}
+    assert [position for position, _ in dataset.read_samples(range(20), in_order=True)] == list(range(20))
+
+
+@pytest.mark.parametrize("kind", [Usual, Doubled])
+def test_an_error_in_concurrent_reading_names_the_object(kind):
+    dataset = bound(kind(), 20)
+    dataset.concurrency = 4
+    key = dataset.catalog.key(5)
+    dataset.storage.contents[key] = b"x" * dataset.catalog.size_bytes(5)
+    with pytest.raises(CorruptError, match=key):
+        dataset.__getitems__(list(range(20)))
+
+
+def test_concurrent_reading_has_that_many_reads_in_flight():
+    barrier = threading.Barrier(6)
+
+    class AllAtOnce(MemoryStorage):
+        def _read(self, key, size_bytes):
+            barrier.wait(timeout=30)
+            return super()._read(key, size_bytes)
+
+    dataset = bound(Usual(), 12)
+    dataset.bind(AllAtOnce(dataset.storage.contents), dataset.catalog)
+    dataset.concurrency = 6
+    assert len(dataset.__getitems__(list(range(12)))) == 12

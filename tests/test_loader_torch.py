@@ -31,8 +31,9 @@ STARTS = ["fork", "forkserver", "spawn"]
 
 
 @contextlib.contextmanager
-def loading(dataset, batch_size=BATCH_SIZE, access="random", seed=0, **section):
+def loading(dataset, batch_size=BATCH_SIZE, access="random", seed=0, concurrency=None, **section):
     """A loader over the dataset, closed at the end."""
+    dataset.concurrency = concurrency
     chosen = {"num_workers": 0, "persistent_workers": False, "multiprocessing_context": "fork"} | section
     source = SequentialDataset(dataset) if access == "sequential" else dataset
     loader = MeteredLoader(source, batch_size, Section(**chosen), seed)
@@ -63,12 +64,14 @@ def test_every_way_to_start_a_worker_reads_each_sample_once(start, access):
     assert epoch.worker_cpu_ns > 0
 
 
+@pytest.mark.parametrize("concurrency", [None, 5])
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("access", ["random", "sequential"])
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_an_epoch_accounts_for_exactly_what_came_through(tmp_path, num_workers, access, drop_last):
+def test_an_epoch_accounts_for_exactly_what_came_through(tmp_path, num_workers, access, drop_last, concurrency):
     dataset = images(log=tmp_path / "log")
-    with loading(dataset, access=access, num_workers=num_workers, drop_last=drop_last) as loader:
+    options = {"num_workers": num_workers, "drop_last": drop_last, "concurrency": concurrency}
+    with loading(dataset, access=access, **options) as loader:
         batches, epoch = one_epoch(loader)
         assert len(batches) == len(loader) == epoch.batches
         assert epoch.samples == loader.expected_samples == loader.samples_done

@@ -1,5 +1,9 @@
 """The base trainer, the default one, and the device by its name."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,6 +37,21 @@ def trained(batches, epochs=3, **framework):
 def test_the_base_trainer_is_abstract():
     with pytest.raises(TypeError, match="train"):
         DNNTrain(model=NeuralNetwork())
+
+
+def test_warming_up_bears_what_the_first_optimizer_of_a_process_imports():
+    program = (
+        "import sys, torch\n"
+        "from dnnbench.models.torch import ConvNet\n"
+        "from dnnbench.training.torch import RandomAccessDatasetTrain\n"
+        "model = ConvNet((8, 8), classes=2)\n"
+        "trainer = RandomAccessDatasetTrain(config={}, dataloader=[], model=model, device=None)\n"
+        "trainer.warm_up()\n"
+        "before = set(sys.modules)\n"
+        "torch.optim.Adam(model.parameters())\n"
+        "assert set(sys.modules) == before, set(sys.modules) - before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
 
 
 class Idle(DNNTrain):
