@@ -1,116 +1,253 @@
 """A data set's objects, listed once: key, size, label and source of each, packed.
 
-Keys are one block of bytes with offsets, not a list of strings, and the arrays travel to loader
-workers as a memory-mapped file: hundreds of thousands of keys cost a worker nothing.
+What all keys of a prefix begin with is held once, the rest is one block of bytes, and the arrays
+travel to loader workers as a memory-mapped file: ten million keys take less memory than their own
+bytes, once for all processes, and cost a worker nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import tempfile
+import threading
 import weakref
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dnnbench.errors import DnnbenchError
-from dnnbench.images import is_image_name
+from dnnbench.images import EXTENSIONS, is_image_name
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
 
+# As many as S3 tells at once: packed by the time that the next ones are there.
+PAGE_ENTRIES = 1000
+# A gathered byte needs an index of eight bytes, and a sorted name some eight numbers, for as long as a chunk takes.
+_CHUNK_BYTES = 1 << 18
+_CHUNK_SAMPLES = 1 << 14
+# Of the columns in a file: numbers of eight bytes are read where eight divides their address.
+_ALIGNMENT = 64
+_LONGEST_EXTENSION = max(map(len, EXTENSIONS))
+
 Int64s = npt.NDArray[np.int64]
-_ARRAYS = ("offsets", "sizes_bytes", "labels", "sources", "relative_offsets")
+_Layout = list[tuple[str, int]]
 
 
 class CatalogError(DnnbenchError):
     """What was listed is no usable data set; the message names the prefix."""
 
 
-class Catalog:
-    """Samples in a fixed order: by source, label and key.
+class Names:
+    """Strings of any bytes, in a fixed order: name ``i`` is ``block[offsets[i] : offsets[i + 1]]``.
 
-    ``sizes_bytes``, ``labels`` (index into ``label_names``) and ``sources`` (index of the prefix)
-    are int64 arrays of length ``len(catalog)``. ``left_out`` counts what was listed and is no
-    sample, by reason: ``hidden``, ``empty``, ``not_image``, ``folder_marker``.
+    ``block`` is uint8; ``offsets``, of length ``len(names) + 1``, are uint32, or int64 from 4 GiB on.
+    """
+
+    def __init__(self, block: npt.NDArray[np.uint8], offsets: npt.NDArray[Any]) -> None:
+        self.block, self.offsets = block, offsets
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> Names:
+        """The names of a list, packed."""
+        return cls(
+            np.frombuffer(b"".join(names), dtype=np.uint8),
+            _offsets(np.fromiter(map(len, names), dtype=np.int64, count=len(names))),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """The names of all parts, one part after the other."""
+        return cls(
+            np.concatenate([np.empty(0, dtype=np.uint8), *(part.block for part in parts)]),
+            _offsets(np.concatenate([np.empty(0, dtype=np.uint32), *(part.lengths for part in parts)])),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        if index < 0:
+            index += len(self)
+        return self.block[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    @property
+    def lengths(self) -> npt.NDArray[Any]:
+        """The names' lengths in bytes: a new array."""
+        return np.diff(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the names take."""
+        return self.block.nbytes + self.offsets.nbytes
+
+    def take(self, indices: Int64s) -> Names:
+        """The names at the given places, in that order. Raises `IndexError` for a place that is not there."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"there are {len(self)} names, and indices from {indices.min()} to {indices.max()}")
+        starts = self.offsets[indices]
+        offsets = _offsets(self.offsets[indices + 1] - starts)
+        block = np.empty(int(offsets[-1]), dtype=np.uint8)
+        first = 0
+        while first < len(indices):
+            begin = int(offsets[first])
+            # As many whole names as the chunk has room for, and one that is larger than it by itself.
+            last = max(bisect_right(offsets, begin + _CHUNK_BYTES) - 1, first + 1)
+            end = int(offsets[last])
+            # The byte at place p of the result is at p + (where its name was - where it is now).
+            moved = starts[first:last].astype(np.int64) - offsets[first:last]
+            moved_bytes = np.repeat(moved, np.diff(offsets[first : last + 1]))
+            block[begin:end] = self.block[moved_bytes + np.arange(begin, end)]
+            first = last
+        return Names(block, offsets)
+
+    def order(self, ties: npt.NDArray[Any]) -> Int64s:
+        """The order that sorts the names by their bytes, and equal ones by ``ties``.
+
+        Eight bytes at a time, as one number; names that differ by then are not looked at again.
+        """
+        lengths = self.lengths
+        # Behind its end a name counts as NULs. Sorting is stable from here on, so that one that goes on with
+        # real NULs stays behind the one that ends.
+        order: Int64s = np.lexsort((ties, lengths))
+        alike = np.arange(len(self))
+        runs = np.zeros(len(self), dtype=np.int64)
+        depth = 0
+        while len(alike) and depth < lengths[order[alike]].max():
+            words = self._words(order[alike], depth)
+            within = np.lexsort((words, runs))
+            order[alike] = order[alike][within]
+            words, runs = words[within], runs[within]
+            is_new = np.ones(len(alike), dtype=bool)
+            is_new[1:] = (words[1:] != words[:-1]) | (runs[1:] != runs[:-1])
+            runs = np.cumsum(is_new) - 1
+            is_open = np.bincount(runs)[runs] > 1
+            alike, runs = alike[is_open], runs[is_open]
+            depth += 8
+        return order
+
+    def _words(self, indices: Int64s, depth: int) -> npt.NDArray[np.uint64]:
+        """Eight bytes of each name from ``depth`` on, as numbers that compare as the bytes do."""
+        words = np.zeros(len(indices), dtype=np.uint64)
+        for chunk in _chunks(len(indices), _CHUNK_SAMPLES):
+            start = self.offsets[indices[chunk]].astype(np.int64) + depth
+            end = self.offsets[indices[chunk] + 1]
+            for place in range(8):
+                at = start + place
+                byte = np.where(at < end, self.block[np.minimum(at, len(self.block) - 1)], 0)
+                words[chunk] = words[chunk] << np.uint64(8) | byte.astype(np.uint64)
+        return words
+
+
+class Group(NamedTuple):
+    """What the samples of one source and category share: what their keys begin with, and both numbers."""
+
+    prefix: bytes
+    source: int
+    label: int
+
+
+def _number_type(groups: Sequence[Group]) -> np.dtype[Any]:
+    return np.min_scalar_type(len(groups) - 1)
+
+
+class Catalog:
+    """Samples in a fixed order: by source, label and key. They never change.
+
+    Sample ``i`` belongs to ``groups[group_numbers[i]]``; ``names`` are the keys below the prefix of
+    the group. ``sizes_bytes`` is an array, uint32 where all sizes fit and else int64.
+    ``left_out`` counts what was listed and is no sample, by reason: ``hidden``, ``empty``,
+    ``not_image``, ``folder_marker``.
     """
 
     def __init__(
         self,
-        keys: Sequence[bytes],
-        relative_starts: Sequence[int],
-        sizes_bytes: Sequence[int],
-        labels: Sequence[int],
-        sources: Sequence[int],
+        groups: Sequence[Group],
+        group_numbers: npt.ArrayLike,
+        names: Names,
+        sizes_bytes: npt.ArrayLike,
         label_names: Sequence[str],
         left_out: Counter[str] | None = None,
     ) -> None:
-        self.label_names = tuple(label_names)
+        self.groups, self.label_names = tuple(groups), tuple(label_names)
         self.left_out: Counter[str] = Counter(left_out or {})
-        self._blob = np.frombuffer(b"".join(keys), dtype=np.uint8)
-        self.offsets = np.zeros(len(keys) + 1, dtype=np.int64)
-        np.cumsum([len(key) for key in keys], out=self.offsets[1:])
-        # Where, in each key, the part below source and category begins: prefixes differ between
-        # storages, and the data set's identity must not.
-        self.relative_offsets = np.asarray(relative_starts, dtype=np.int64)
-        self.sizes_bytes = np.asarray(sizes_bytes, dtype=np.int64)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.sources = np.asarray(sources, dtype=np.int64)
+        numbers = np.asarray(group_numbers, dtype=_number_type(self.groups))
+        self._hold([names.offsets, names.block, _narrow(np.asarray(sizes_bytes)), numbers])
+        self._hash: str | None = None
         self._spilled: str | None = None
 
     def __len__(self) -> int:
-        return len(self.sizes_bytes)
+        return len(self._names)
 
     def key(self, index: int) -> str:
         """The key of a sample, as `Storage.read` takes it."""
-        return os.fsdecode(self._blob[self.offsets[index] : self.offsets[index + 1]].tobytes())
+        return os.fsdecode(self._group(index).prefix + self._names[index])
 
     def relative_key(self, index: int) -> str:
         """The key below source and category: the same on every storage."""
-        start = self.offsets[index] + self.relative_offsets[index]
-        return os.fsdecode(self._blob[start : self.offsets[index + 1]].tobytes())
+        return os.fsdecode(self._names[index])
 
     def size_bytes(self, index: int) -> int:
         return int(self.sizes_bytes[index])
 
     def label(self, index: int) -> int:
-        return int(self.labels[index])
+        return self._group(index).label
 
     def items(self, indices: Sequence[int] | Int64s) -> Iterator[tuple[str, int | None]]:
         """(key, size in bytes) of the given samples, as `Storage.read_many` takes them."""
         return ((self.key(i), self.size_bytes(i)) for i in indices)
 
     @property
+    def labels(self) -> npt.NDArray[Any]:
+        """Each sample's index into ``label_names``, of the smallest unsigned type; a new array."""
+        return self._of_groups([group.label for group in self.groups])
+
+    @property
+    def sources(self) -> npt.NDArray[Any]:
+        """Each sample's index of the source, of the smallest unsigned type; a new array."""
+        return self._of_groups([group.source for group in self.groups])
+
+    @property
     def total_bytes(self) -> int:
         """The sum of the objects' sizes."""
-        return int(self.sizes_bytes.sum())
+        return int(self.sizes_bytes.sum(dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the samples take, mapped or not."""
+        return self._names.nbytes + self.sizes_bytes.nbytes + self._group_numbers.nbytes
 
     def hash(self) -> str:
         """A SHA-256 (16 hex digits) over source, label, key below them, and size of every sample.
 
         Two catalogs of the same data set on different storages have the same hash.
         """
-        digest = hashlib.sha256(repr(self.label_names).encode())
-        for i in range(len(self)):
-            head = f"{self.sources[i]}\0{self.labels[i]}\0{self.sizes_bytes[i]}\0"
-            digest.update(head.encode() + os.fsencode(self.relative_key(i)) + b"\0")
-        return digest.hexdigest()[:16]
+        if self._hash is None:
+            digest = hashlib.sha256(f"{self.label_names!r}\0{len(self)}\0".encode())
+            # One column after the other, each in one type: with their number and lengths all is told apart.
+            for column in (self.sources, self.labels, self.sizes_bytes, self._names.lengths):
+                for chunk in _chunks(len(self), _CHUNK_SAMPLES):
+                    digest.update(column[chunk].astype("<u8").data)
+            digest.update(self._names.block.data)
+            self._hash = digest.hexdigest()[:16]
+        return self._hash
 
     def select(self, indices: Sequence[int] | Int64s) -> Catalog:
         """A catalog of some of the samples, in the order given."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Catalog(
-            [self._blob[self.offsets[i] : self.offsets[i + 1]].tobytes() for i in chosen],
-            self.relative_offsets[chosen].tolist(),
-            self.sizes_bytes[chosen].tolist(),
-            self.labels[chosen].tolist(),
-            self.sources[chosen].tolist(),
+            self.groups,
+            self._group_numbers[chosen],
+            self._names.take(chosen),
+            self.sizes_bytes[chosen],
             self.label_names,
         )
 
@@ -124,33 +261,56 @@ class Catalog:
             raise ValueError(f"test_share must be between 0 and 1 (found {test_share})")
         rng = np.random.default_rng(seed)
         is_test = np.zeros(len(self), dtype=bool)
-        for label in range(len(self.label_names)):
-            members = rng.permutation(np.flatnonzero(self.labels == label))
+        labels = self.labels
+        by_label = np.argsort(labels, kind="stable")
+        ends = np.cumsum(np.bincount(labels, minlength=len(self.label_names)))
+        for members in np.split(by_label, ends[:-1]):
             if len(members) > 1:
                 count = min(max(round(len(members) * test_share), 1), len(members) - 1)
-                is_test[members[:count]] = True
+                is_test[rng.permutation(members)[:count]] = True
         return self.select(np.flatnonzero(~is_test)), self.select(np.flatnonzero(is_test))
+
+    def _group(self, index: int) -> Group:
+        return self.groups[int(self._group_numbers[index])]
+
+    def _of_groups(self, numbers: Sequence[int]) -> npt.NDArray[Any]:
+        table = np.asarray(numbers, dtype=np.min_scalar_type(max(numbers, default=0)))
+        of_samples: npt.NDArray[Any] = table[self._group_numbers]
+        return of_samples
 
     # A pickled catalog is the path of a file that every process maps: one copy for all of them.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _map_file, (self._spill(), len(self), self.label_names)
+        path = self._spill()
+        return _map_file, (path, self._layout(), self.groups, self.label_names)
+
+    def _columns(self) -> list[npt.NDArray[Any]]:
+        return [self._names.offsets, self._names.block, self.sizes_bytes, self._group_numbers]
+
+    def _layout(self) -> _Layout:
+        return [(column.dtype.str, len(column)) for column in self._columns()]
+
+    def _hold(self, columns: Sequence[npt.NDArray[Any]]) -> None:
+        offsets, block, self.sizes_bytes, self._group_numbers = columns
+        self._names = Names(block, offsets)
 
     def _spill(self) -> str:
         if self._spilled is None or not os.path.exists(self._spilled):
             handle, path = tempfile.mkstemp(prefix="dnnbench-catalog-")
-            with open(handle, "wb") as file:
-                for name in _ARRAYS:
-                    file.write(getattr(self, name).tobytes())
-                file.write(self._blob.tobytes())
             # The process that wrote the file removes it; mappings outlive the name.
             weakref.finalize(self, _remove_own, path, os.getpid())
+            with open(handle, "wb") as file:
+                for column in self._columns():
+                    file.seek(-file.tell() % _ALIGNMENT, os.SEEK_CUR)
+                    file.write(column.data)
+            # From here on this process, too, holds no copy of its own.
+            self._hold(_map_columns(path, self._layout()))
             self._spilled = path
         return self._spilled
 
 
 def single(entry: Entry, label_names: Sequence[str]) -> Catalog:
     """A catalog of one object whose category is not known; its label is 0."""
-    return Catalog([os.fsencode(entry.key)], [0], [entry.size_bytes], [0], [0], label_names)
+    return Catalog([Group(b"", 0, 0)], [0], Names.of([os.fsencode(entry.key)]), [entry.size_bytes], label_names)
 
 
 def _remove_own(path: str, pid: int) -> None:
@@ -158,26 +318,113 @@ def _remove_own(path: str, pid: int) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def _map_file(path: str, count: int, label_names: tuple[str, ...]) -> Catalog:
+def _map_file(path: str, layout: _Layout, groups: tuple[Group, ...], label_names: tuple[str, ...]) -> Catalog:
     catalog = Catalog.__new__(Catalog)
-    catalog.label_names, catalog.left_out = label_names, Counter()
-    catalog._spilled = path
-    data = np.memmap(path, dtype=np.uint8, mode="r")
-    start = 0
-    for name in _ARRAYS:
-        length = (count + 1 if name == "offsets" else count) * 8
-        setattr(catalog, name, data[start : start + length].view(np.int64))
-        start += length
-    catalog._blob = data[start:]
+    catalog.groups, catalog.label_names, catalog.left_out = groups, label_names, Counter()
+    catalog._hash, catalog._spilled = None, path
+    catalog._hold(_map_columns(path, layout))
     return catalog
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """The samples of one source and category."""
+def _map_columns(path: str, layout: _Layout) -> list[npt.NDArray[Any]]:
+    data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    columns, end = [], 0
+    for kind, count in layout:
+        start = end + -end % _ALIGNMENT
+        end = start + count * np.dtype(kind).itemsize
+        columns.append(data[start:end].view(kind))
+    return columns
 
-    entries: list[Entry]
-    left_out: Counter[str]
+
+class _Page(NamedTuple):
+    """The samples of one page; ``is_sorted`` tells whether each name is greater than the one before."""
+
+    names: Names
+    sizes_bytes: npt.NDArray[Any]
+    is_sorted: bool
+
+
+class CatalogBuilder:
+    """Packs a listing page by page, in any order and from any thread.
+
+    Group ``i`` is what is listed below ``prefixes[i]``: one source and category, in the order of
+    both. ``sources`` are "" or end in "/". ``storage`` is only named in messages.
+    """
+
+    def __init__(self, storage: Storage, sources: Sequence[str], labels: Sequence[str]) -> None:
+        places = [(source, label) for source in range(len(sources)) for label in range(len(labels))]
+        self.prefixes = [f"{sources[source]}{labels[label]}/" for source, label in places]
+        # The paths of files below the folder "." come without it.
+        skip = "./" if storage.name == "fs" else ""
+        self._key_prefixes = [prefix.removeprefix(skip) for prefix in self.prefixes]
+        self._groups = [Group(os.fsencode(p), *place) for p, place in zip(self._key_prefixes, places, strict=True)]
+        self._storage, self._labels = storage, labels
+        self._lock = threading.Lock()
+        self._pages: list[list[_Page]] = [[] for _ in places]
+        self._left_out: list[Counter[str]] = [Counter() for _ in places]
+
+    def add(self, group_number: int, page: Sequence[Entry]) -> None:
+        """Packs what is a sample in a page of a group's listing, and counts what is none.
+
+        Raises `CatalogError` for a key that is not below the group's prefix.
+        """
+        if not page:
+            return
+        prefix = self._key_prefixes[group_number]
+        keys, sizes_bytes = zip(*page, strict=True)
+        # Between two strings with one beginning there is none with another.
+        for key in (min(keys), max(keys)):
+            if not key.startswith(prefix):
+                raise CatalogError(f"{self._storage.label}: {prefix}: the listing has {key!r}, which is not below it")
+        relative = [key[len(prefix) :] for key in keys]
+        left_out: Counter[str] = Counter()
+        if not _are_samples(relative, sizes_bytes):
+            reasons = [*map(_why_left_out, relative, sizes_bytes)]
+            left_out.update(filter(None, reasons))
+            relative = [name for name, reason in zip(relative, reasons, strict=True) if not reason]
+            sizes_bytes = tuple(size for size, reason in zip(sizes_bytes, reasons, strict=True) if not reason)
+        names = [*map(os.fsencode, relative)]
+        packed = _Page(
+            Names.of(names),
+            _narrow(np.asarray(sizes_bytes, dtype=np.int64)),
+            all(map(operator.lt, names, islice(names, 1, None))),
+        )
+        with self._lock:
+            self._left_out[group_number].update(left_out)
+            if names:
+                self._pages[group_number].append(packed)
+
+    def build(self) -> Catalog:
+        """The catalog of all pages, which are let go. Raises `CatalogError` for a group that has no sample."""
+        for prefix, of_group, left_out in zip(self.prefixes, self._pages, self._left_out, strict=True):
+            if not of_group:
+                raise CatalogError(_nothing(self._storage, prefix, left_out))
+        counts, pages = [], []
+        for of_group in self._pages:
+            counts.append(sum(len(page.names) for page in of_group))
+            pages += _in_order(of_group)
+            of_group.clear()
+        numbers = np.arange(len(self._groups), dtype=_number_type(self._groups))
+        return Catalog(
+            self._groups,
+            np.repeat(numbers, counts),
+            Names.joined([page.names for page in pages]),
+            np.concatenate([page.sizes_bytes for page in pages]),
+            self._labels,
+            sum(self._left_out, Counter()),
+        )
+
+
+def _in_order(pages: list[_Page]) -> list[_Page]:
+    """The pages of one group, sorted by the bytes of the keys: for S3's, which are, only the pages are moved."""
+    pages = sorted(pages, key=lambda page: page.names[0])
+    if all(page.is_sorted for page in pages) and all(a.names[-1] < b.names[0] for a, b in pairwise(pages)):
+        return pages
+    names = Names.joined([page.names for page in pages])
+    sizes_bytes = np.concatenate([page.sizes_bytes for page in pages])
+    # The same key twice is no data set's, but its order must not be that of the listing either.
+    order = names.order(ties=sizes_bytes)
+    return [_Page(names.take(order), sizes_bytes[order], True)]
 
 
 def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str], workers: int) -> Catalog:
@@ -188,59 +435,45 @@ def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str]
     Raises `CatalogError` for a category that has no image in any source or is missing in one, and
     the errors of the storage.
     """
-    places = [(s, label) for s in range(len(sources)) for label in range(len(labels))]
-    prefixes = [f"{sources[s]}{labels[label]}/" for s, label in places]
+    builder = CatalogBuilder(storage, sources, labels)
 
-    def scan(prefix: str) -> _Listed:
-        return _scan(storage, prefix)
+    def scan(group_number: int) -> None:
+        prefix = builder.prefixes[group_number]
+        try:
+            listing = iter(storage.list(prefix))
+            while page := list(islice(listing, PAGE_ENTRIES)):
+                builder.add(group_number, page)
+        except NotFoundError as exc:
+            if storage.name == "fs" and exc.key == prefix:
+                raise CatalogError(
+                    f"{storage.label}: {prefix}: there is no such folder; each source needs one folder "
+                    "per category of dataset.label"
+                ) from exc
+            raise
 
-    with ThreadPoolExecutor(min(workers, len(places))) as pool:
-        listings = list(pool.map(scan, prefixes))
-    keys: list[bytes] = []
-    columns: dict[str, list[int]] = {"starts": [], "sizes": [], "labels": [], "sources": []}
-    left_out: Counter[str] = Counter()
-    for (source, label), prefix, listing in zip(places, prefixes, listings, strict=True):
-        left_out.update(listing.left_out)
-        if not listing.entries:
-            raise CatalogError(_nothing(storage, prefix, listing.left_out))
-        start = len(os.fsencode(prefix))
-        for key, entry in sorted((os.fsencode(entry.key), entry) for entry in listing.entries):
-            keys.append(key)
-            columns["starts"].append(start)
-            columns["sizes"].append(entry.size_bytes)
-            columns["labels"].append(label)
-            columns["sources"].append(source)
-    return Catalog(keys, columns["starts"], columns["sizes"], columns["labels"], columns["sources"], labels, left_out)
+    with ThreadPoolExecutor(min(workers, len(builder.prefixes))) as pool:
+        # Asked for in order, so that the first error is the first group's.
+        for _ in pool.map(scan, range(len(builder.prefixes))):
+            pass
+    return builder.build()
 
 
-def _scan(storage: Storage, prefix: str) -> _Listed:
-    entries, left_out = [], Counter[str]()
-    try:
-        for entry in storage.list(prefix):
-            reason = _why_left_out(entry, prefix)
-            if reason:
-                left_out[reason] += 1
-            else:
-                entries.append(entry)
-    except NotFoundError as exc:
-        if storage.name == "fs" and exc.key == prefix:
-            raise CatalogError(
-                f"{storage.label}: {prefix}: there is no such folder; each source needs one folder "
-                "per category of dataset.label"
-            ) from exc
-        raise
-    return _Listed(entries, left_out)
+def _are_samples(relative: Sequence[str], sizes_bytes: Sequence[int]) -> bool:
+    """Whether `_why_left_out` has nothing against any key of a page, where that is seen without looking at each."""
+    # A line break in a key may hide nothing, but look like the beginning of a hidden one.
+    text = "\n".join(("", *relative))
+    endings = {name[-_LONGEST_EXTENSION:] for name in relative}
+    return "\n." not in text and "/." not in text and all(sizes_bytes) and all(map(is_image_name, endings))
 
 
-def _why_left_out(entry: Entry, prefix: str) -> str:
-    relative = entry.key[len(prefix) :]
+def _why_left_out(relative: str, size_bytes: int) -> str:
     if relative.endswith("/") or not relative:
         return "folder_marker"
     if any(part.startswith(".") for part in relative.split("/")):
         return "hidden"
     if not is_image_name(relative):
         return "not_image"
-    return "" if entry.size_bytes else "empty"
+    return "" if size_bytes else "empty"
 
 
 def _nothing(storage: Storage, prefix: str, left_out: Counter[str]) -> str:
@@ -250,3 +483,21 @@ def _nothing(storage: Storage, prefix: str, left_out: Counter[str]) -> str:
         f"{storage.label}: {prefix}: no images in this category (found {found}); check dataset.label, and "
         f"{'storage.fs.data_dir' if storage.name == 'fs' else 'storage.s3.prefix'}"
     )
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    """``count`` things in slices of ``size``."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _narrow(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers from 0 as uint32 where all fit, else as int64 (with which uint64 would make floats)."""
+    fits = not len(numbers) or int(numbers.max()) < 2**32
+    return numbers.astype(np.uint32 if fits else np.int64, copy=False)
+
+
+def _offsets(lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    total = int(lengths.sum(dtype=np.int64))
+    offsets = np.zeros(len(lengths) + 1, dtype=np.uint32 if total < 2**32 else np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from dnnbench.catalog import Catalog
+from dnnbench.catalog import Catalog, Group, Names
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
 
@@ -69,10 +69,16 @@ def image_bytes(shade, size=(8, 6), form="PNG", mode="L"):
 
 def make_catalog(contents, labels=LABELS):
     """A catalog of ``label/name`` keys, in the order given."""
-    keys = [key.encode() for key in contents]
-    starts = [key.index(b"/") + 1 for key in keys]
+    groups = [Group(f"{label}/".encode(), 0, number) for number, label in enumerate(labels)]
     numbers = [labels.index(key.split("/")[0]) for key in contents]
-    return Catalog(keys, starts, [len(d) for d in contents.values()], numbers, [0] * len(keys), labels)
+    names = Names.of([key.split("/", 1)[1].encode() for key in contents])
+    return Catalog(groups, numbers, names, [len(d) for d in contents.values()], labels)
+
+
+def one_category(sizes_bytes):
+    """A catalog of one category, in the order given; ``sizes_bytes`` has the size of each key."""
+    names = Names.of([os.fsencode(key) for key in sizes_bytes])
+    return Catalog([Group(b"", 0, 0)], [0] * len(names), names, list(sizes_bytes.values()), ["roses"])
 
 
 def make_contents(count):

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import MemoryStorage, bound, image_bytes, make_catalog
+from fakes import MemoryStorage, bound, image_bytes, make_catalog, one_category
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.samples import ListedKey
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset, TorchImageClassificationDataset
@@ -114,14 +113,13 @@ def _own_reads(tmp_path, how, count=3):
     contents = {f"{tmp_path}/{i}.jpg": image_bytes(i, (400, 300), "JPEG") for i in range(count)}
     for path, data in contents.items():
         Path(path).write_bytes(data)
-    keys = [key.encode() for key in contents]
-    sizes = [len(data) for data in contents.values()]
+    sizes = {key: len(data) for key, data in contents.items()}
     dataset = OwnReads()
     dataset.how = how
-    dataset.bind(FsStorage(), Catalog(keys, [0] * count, sizes, [0] * count, [0] * count, ["roses"]))
+    dataset.bind(FsStorage(), one_category(sizes))
     for i in range(count):
         dataset[i]
-    return dataset.storage.meter.take(), sum(sizes)
+    return dataset.storage.meter.take(), sum(sizes.values())
 
 
 def _read_in_pieces(image, limit=10**9):
@@ -182,12 +180,7 @@ def test_own_reads_of_several_threads_are_each_their_own(tmp_path, threads):
     for path, data in contents.items():
         Path(path).write_bytes(data)
     dataset = OwnReads()
-    dataset.bind(
-        FsStorage(),
-        Catalog(
-            [k.encode() for k in contents], [0] * 40, [len(d) for d in contents.values()], [0] * 40, [0] * 40, ["a"]
-        ),
-    )
+    dataset.bind(FsStorage(), one_category({key: len(data) for key, data in contents.items()}))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(dataset.__getitem__, range(40)))
     tally = dataset.storage.meter.take()

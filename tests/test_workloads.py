@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fakes import image_bytes
+from fakes import image_bytes, one_category
 
-from dnnbench.catalog import Catalog, list_catalog
+from dnnbench.catalog import list_catalog
 from dnnbench.datasets.torch import TorchImageClassificationDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.errors import MeasurementError
@@ -138,7 +138,7 @@ class _Broken:
     [([0, 1], 3, "2 samples"), ([0, 1, 1], 5, "more than once"), ([0, 1, 2], 5, "5 bytes were read")],
 )
 def test_a_pass_that_differs_from_the_catalog_is_no_figure(delayed, indices, read_bytes, message):
-    catalog = Catalog([b"a", b"b", b"c"], [0] * 3, [1, 2, 3], [0] * 3, [0] * 3, ["x"])
+    catalog = one_category({"a": 1, "b": 2, "c": 3})
     workload = Loading(delayed[0], catalog, _Broken(indices, read_bytes), "load")
     with pytest.raises(MeasurementError, match=message):
         workload.account()
