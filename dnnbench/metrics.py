@@ -249,7 +249,7 @@ def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
 def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int) -> None:
     """Holds one pass over a catalog against it: each sample once, as many as expected, and their bytes.
 
-    ``indices`` and ``sizes_bytes`` are int64 arrays. Reads that a user's dataset made by itself may
+    ``indices`` and ``sizes_bytes`` are arrays of whole numbers. Reads that a user's dataset made by itself may
     leave out a little of each object, such as what follows a picture's end. Raises `MeasurementError`.
     """
     import numpy as np
@@ -264,7 +264,9 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
         )
     if indices.min() < 0 or indices.max() >= len(sizes_bytes):
         raise MeasurementError(f"{what}: some samples are none of the catalog's {len(sizes_bytes)}")
-    if len(np.unique(indices)) != len(indices):
+    came = np.zeros(len(sizes_bytes), dtype=bool)
+    came[indices] = True
+    if np.count_nonzero(came) != len(indices):
         raise MeasurementError(f"{what}: some samples were read more than once in one pass")
     if reads != expected:
         raise MeasurementError(

@@ -291,7 +291,7 @@ def test_own_reads_are_noticed_however_many_threads_there_have_been(tmp_path):
     path = tmp_path / "0.jpg"
     path.write_bytes(b"x" * 1000)
     dataset = OwnReads()
-    dataset.bind(FsStorage(), Catalog([str(path).encode()], [0], [1000], [0], [0], ["a"]))
+    dataset.bind(FsStorage(), one_category({str(path): 1000}))
     # More than a user may have queues of events, on most machines.
     count = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()) + 10
     for _ in range(min(count, 1000)):

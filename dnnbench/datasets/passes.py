@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ class Epoch:
     wall_ns: int = 0
     worker_cpu_ns: int = 0
     complete: bool = False
-    seen: list[int] = field(default_factory=list, repr=False)
+    seen: array[int] = field(default_factory=lambda: array("q"), repr=False)
 
     @property
     def samples(self) -> int:
@@ -116,7 +117,7 @@ class MeteredPasses(ABC):
     def close_pass(self, epoch: Epoch, wall_ns: int) -> None:
         """Ends the account of a pass that took ``wall_ns``; `_end_pass` has been called."""
         epoch.wall_ns = wall_ns
-        epoch.indices, epoch.seen = np.asarray(epoch.seen, dtype=np.int64), []
+        epoch.indices, epoch.seen = np.asarray(epoch.seen, dtype=np.int64), array("q")
         self._epochs.append(epoch)
 
     def _saw(self, epoch: Epoch, indices: list[int]) -> None:

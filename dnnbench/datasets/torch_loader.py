@@ -43,9 +43,7 @@ class _BatchOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         if not self.armed:
             return
-        order = np.arange(self._count)
-        if self._shuffle:
-            order = epoch_order(self._count, self._seed, self.epoch)
+        order = epoch_order(self._count, self._seed, self.epoch) if self._shuffle else np.arange(self._count)
         for start in range(0, self.used, self._batch_size):
             yield order[start : min(start + self._batch_size, self.used)].tolist()
 
