@@ -110,6 +110,8 @@ class Round:
     epochs: list[EpochFigures] = field(default_factory=list)
     inference: Inference | None = None
     worker_cpu_ns: int = 0
+    # The rungs of a ladder and its verdict.
+    ladder: dict[str, Any] | None = None
     # Known to the one who keeps the clock:
     wall_ns: int = 0
     process_cpu_ns: int = 0
@@ -195,6 +197,9 @@ def record(
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s
+    ladders = [one.ladder for one in rounds if one.ladder is not None]
+    if ladders:
+        figures["ladder"] = ladders[-1]
     inferences = [one.inference for one in rounds if one.inference is not None]
     if inferences:
         figures.update(_inference_record(inferences))

@@ -118,17 +118,18 @@ class OtherWork:
 
     def start(self) -> None:
         """Counts from now on."""
-        self._since = _cores_busy_s(), _own_cpu_s()
+        self._since = cores_busy_s(), _own_cpu_s()
 
     def stop(self) -> None:
         """Adds what others took since `start` to ``cpu_ns``."""
         if self._since is not None:
-            busy_s, own_s = _cores_busy_s() - self._since[0], _own_cpu_s() - self._since[1]
+            busy_s, own_s = cores_busy_s() - self._since[0], _own_cpu_s() - self._since[1]
             self.cpu_ns += max(round((busy_s - own_s) * 1e9), 0)
             self._since = None
 
 
-def _cores_busy_s() -> float:
+def cores_busy_s() -> float:
+    """Processor seconds that all processes together have had of the cores that this one may use, in ticks of 10 ms."""
     import psutil
 
     cpus = psutil.cpu_times(percpu=True)

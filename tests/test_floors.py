@@ -19,7 +19,8 @@ FLOORS = [
     "dnnbench.storage dnnbench.images",
     "dnnbench.catalog dnnbench.synth dnnbench.servers dnnbench.transfer",
     # Beside what trains: what is timed of it, and what it leaves behind.
-    "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained",
+    "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
+    " dnnbench.ladder",
     "dnnbench.compare dnnbench.report dnnbench.check dnnbench.run dnnbench.__main__",
     "fixtures",
     "bench",

@@ -171,7 +171,7 @@ def test_our_own_work_and_that_of_our_children_is_ours():
 
 def test_what_others_do_between_stop_and_start_does_not_count(monkeypatch):
     busy_s, own_s = iter([0, 10, 100, 101, 200, 201]), iter([0, 4, 50, 50, 60, 65])
-    monkeypatch.setattr(probe, "_cores_busy_s", lambda: next(busy_s))
+    monkeypatch.setattr(probe, "cores_busy_s", lambda: next(busy_s))
     monkeypatch.setattr(probe, "_own_cpu_s", lambda: next(own_s))
     others = OtherWork()
     others.stop()

@@ -43,6 +43,8 @@ class ImageSamples:
     catalog: Catalog
     # How many objects `read_samples` reads at a time; None: one after the other.
     concurrency: int | None = None
+    # What every sample is, where a loader is to be measured without reading and decoding.
+    fixed_image: Any = None
 
     def __init__(self, transform: Callable[[Any], Any] | None = None, config: dict[str, Any] = {}) -> None:  # noqa: B006 (the seed's signature; never changed)
         super().__init__()
@@ -63,6 +65,8 @@ class ImageSamples:
         return len(self.catalog)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.fixed_image is not None:
+            return self.fixed_image, self.catalog.label(index)
         key = self._key(index)
         with self._telling_which(key):
             image = self._read(key)
@@ -79,7 +83,7 @@ class ImageSamples:
         read by that method, in threads.
         """
         concurrency = concurrency or self.concurrency
-        if concurrency is None:
+        if concurrency is None or self.fixed_image is not None:
             yield from ((position, self[index]) for position, index in enumerate(indices))
         elif not self._reads_the_usual_way():
             yield from self.storage.in_flight(self.__getitem__, indices, concurrency, in_order)

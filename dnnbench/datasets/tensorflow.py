@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -198,6 +198,26 @@ class MeteredPipeline(MeteredPasses):
         """What a batch is to TensorFlow, whatever its length."""
         images, labels, _ = self._pipeline.element_spec
         return tuple(tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in (images, labels))
+
+
+class MemoryPipeline(MeteredPipeline):
+    """A pipeline of batches ``(images, labels)`` that are in memory already; all but the last of one length."""
+
+    def __init__(self, batches: Sequence[tuple[Any, Any]]) -> None:
+        MeteredPasses.__init__(self)
+        self._error = None
+        self.batch_size = len(batches[0][1])
+        images, labels = (tf.concat([batch[part] for batch in batches], 0) for part in (0, 1))
+        self.expected_samples = len(labels)
+        samples = tf.data.Dataset.from_tensor_slices((images, labels, tf.range(len(labels), dtype=tf.int64)))
+        batched = samples.batch(self.batch_size)
+        self._pipeline = batched.apply(tf.data.experimental.assert_cardinality(len(self)))
+
+    def _begin(self) -> None:
+        """Nothing: no storage is asked."""
+
+    def _end_pass(self, epoch: Epoch) -> None:
+        """Nothing: no storage was asked."""
 
 
 class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]

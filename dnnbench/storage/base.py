@@ -84,6 +84,8 @@ class Storage(ABC):
 
     name: str
     client: str
+    # Whether the client holds the interpreter while it works, so that a process gets one processor's work of it.
+    one_core = True
     # The clock of latencies; a fake storage brings its own.
     clock_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
     _pid: int

@@ -20,7 +20,7 @@ from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
 from dnnbench.storage.merge import merged
-from dnnbench.storage.s3 import S3Client, check_client, client_class
+from dnnbench.storage.s3 import ONE_CORE, S3Client, check_client, client_class
 
 DISCOVERY_BUCKET = "dss"
 DISCOVERY_KEY = "conf.json"
@@ -72,6 +72,7 @@ class DssStorage(Storage):
         check_client(client)
         super().__init__()
         self.client, self.bucket, self.credentials = client, bucket, credentials
+        self.one_core = client in ONE_CORE
         self._known: tuple[Cluster, ...] = ()
         if credentials.endpoint is None and "DSS_CONFIG_FILE" not in os.environ:
             raise MisconfiguredError(self.label, "storage.s3.dss.credentials.endpoint", "is not set")

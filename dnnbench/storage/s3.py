@@ -19,6 +19,8 @@ CLIENTS = {
 }
 # Those whose threads a forked child lacks: a loader's workers must not be forked from a process that has used one.
 NOT_FORKED = ("obstore",)
+# Those that are written in Python.
+ONE_CORE = ("boto3",)
 
 
 class S3Client(Protocol):
@@ -68,6 +70,7 @@ class S3Storage(Storage):
         check_client(client)
         super().__init__()
         self.client, self.bucket, self.credentials = client, bucket, credentials
+        self.one_core = client in ONE_CORE
 
     def connection(self) -> S3Client:
         """This process's client, built on first use."""

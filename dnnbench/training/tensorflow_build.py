@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
-from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset
+from dnnbench.datasets.passes import MeteredPasses
+from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
 from dnnbench.models.tensorflow import NeuralNetwork
 from dnnbench.plugins import load_class
 from dnnbench.storage.base import Storage
@@ -43,13 +45,18 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return loader
 
 
+def memory_loader(batches: Sequence[tuple[Any, Any]]) -> MemoryPipeline:
+    """A metered loader of batches that are in memory."""
+    return MemoryPipeline(batches)
+
+
 def make_model(config: Config, classes: int) -> NeuralNetwork:
     """The configured network, seeded."""
     keras.utils.set_random_seed(config.execution.seed)
     return cast(NeuralNetwork, build_model(config, classes, MODELS, NeuralNetwork))
 
 
-def make_trainer(config: Config, loader: MeteredPipeline, classes: int) -> DNNTrain:
+def make_trainer(config: Config, loader: MeteredPasses, classes: int) -> DNNTrain:
     """The configured trainer over a loader, with the configured network, both seeded."""
     model, device = make_model(config, classes), resolve_device(config.device)
     return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
+from dnnbench.datasets.passes import MemoryBatches, MeteredPasses
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.models.torch import NeuralNetwork
@@ -44,13 +46,18 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return loader
 
 
+def memory_loader(batches: Sequence[tuple[Any, Any]]) -> MemoryBatches:
+    """A metered loader of batches that are in memory."""
+    return MemoryBatches(batches)
+
+
 def make_model(config: Config, classes: int) -> NeuralNetwork:
     """The configured network, seeded."""
     torch.manual_seed(config.execution.seed)
     return cast(NeuralNetwork, build_model(config, classes, MODELS, NeuralNetwork))
 
 
-def make_trainer(config: Config, loader: MeteredLoader, classes: int) -> DNNTrain:
+def make_trainer(config: Config, loader: MeteredPasses, classes: int) -> DNNTrain:
     """The configured trainer over a loader, with the configured network, both seeded."""
     model, device = make_model(config, classes), resolve_device(config.device)
     return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))

@@ -1,0 +1,185 @@
+"""The ladder of figures -> the layer that limits a training, by how much, what would limit next, and what to try.
+
+Each rung is the one below it with one layer more, measured on the same samples in the same run, so a layer's part of
+a sample's time is the difference of two rungs. `diagnose` compares; it measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LATENCY = "storage latency"
+BANDWIDTH = "storage bandwidth"
+CLIENT = "client CPU"
+DECODE = "decode"
+LOADER = "loader overhead"
+COMPUTE = "compute"
+LIMITS = (LATENCY, BANDWIDTH, CLIENT, DECODE, LOADER, COMPUTE)
+
+# A read that is this much the client's own work says more of the client than of the storage.
+CLIENT_SHARE = 0.5
+# So much of the processors that one kind of work may use is all of them, for who measures in ticks.
+BUSY_SHARE = 0.8
+# Four times the reads in flight bring at least this much more, where a storage waits rather than works.
+LATENCY_GROWTH = 1.5
+MORE_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Raw reads with ``in_flight`` at a time: their rate, what one of them took, and who was busy meanwhile."""
+
+    in_flight: int
+    objects_per_s: float
+    latency_p50_ms: float
+    cpu_s_per_object: float
+    # Shares of one processor's time: our own, and that of all processes together.
+    own_cores: float
+    all_cores: float
+
+    def client_bound(self, cores: int, one_core: bool) -> bool:
+        """Whether the client's own processor time limits these reads; ``one_core``: it can use no more than one."""
+        if self.in_flight == 1 and self.cpu_s_per_object * 1e3 >= CLIENT_SHARE * self.latency_p50_ms:
+            return True
+        usable = 1 if one_core else cores
+        if self.own_cores >= BUSY_SHARE * usable:
+            return True
+        # Where a server has the other processors of this machine, there is no more for the client to have.
+        return self.all_cores >= (1 + BUSY_SHARE) / 2 * cores and self.own_cores >= CLIENT_SHARE * self.all_cores
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """One climb. Rates are samples/s; ``reads`` are raw reads, by what they stand for.
+
+    ``reads["one reader"]``: as one worker (or the one process) reads; ``reads["loader"]``: as many in flight as the
+    whole loader has; ``reads["more"]``: `MORE_IN_FLIGHT` times as many.
+    """
+
+    reads: Mapping[str, Reads]
+    overhead_per_s: float
+    memory_per_s: float
+    loader_per_s: float
+    compute_per_s: float
+    epoch_per_s: float
+    loader_latency_p50_ms: float
+    cores: int
+    # The client holds the interpreter while it works, so that one process gets no more than one processor from it.
+    one_core_client: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What of the configuration bears on what to try first."""
+
+    framework: str
+    storage: str
+    client: str
+    workers: int
+    concurrent: bool
+    reduced: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``limit`` is one of `LIMITS`; without it ``next_limit`` would allow ``gain`` times the samples/s."""
+
+    limit: str
+    samples_per_s: float
+    gain: float
+    next_limit: str
+    try_first: str
+    client_bound: bool
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """The verdict for a person."""
+        if self.gain < 1.1:
+            lifted = f"{self.next_limit} limits almost as much"
+        else:
+            lifted = f"without it {self.next_limit} would, at {self.gain:.1f} times that"
+        return f"{self.limit} limits, at {self.samples_per_s:,.0f} samples/s; {lifted}; try first: {self.try_first}"
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "limit": self.limit,
+            "samples_per_s": self.samples_per_s,
+            "gain": self.gain,
+            "next_limit": self.next_limit,
+            "try_first": self.try_first,
+            "client_bound": self.client_bound,
+            "shares": dict(self.shares),
+            "sentence": self.sentence(),
+        }
+
+
+def diagnose(rungs: Rungs, setup: Setup) -> Verdict:
+    """Says what limits the training that was measured."""
+    storage_limit = _storage_limit(rungs, setup)
+    # Of the time that a sample takes in the loader.
+    whole_s = 1 / rungs.loader_per_s
+    parts_s = {
+        storage_limit: max(whole_s - 1 / rungs.memory_per_s, 0.0),
+        DECODE: max(1 / rungs.memory_per_s - 1 / rungs.overhead_per_s, 0.0),
+        LOADER: min(1 / rungs.overhead_per_s, whole_s),
+    }
+    rates = {layer: 1 / seconds if seconds else float("inf") for layer, seconds in parts_s.items()}
+    rates[COMPUTE] = rungs.compute_per_s
+    in_loader = sorted(parts_s, key=lambda layer: parts_s[layer], reverse=True)
+    without = {layer: _rate_without(layer, parts_s, rungs) for layer in in_loader}
+    if rungs.compute_per_s <= rungs.loader_per_s:
+        limit, next_limit, lifted_per_s = COMPUTE, in_loader[0], rungs.loader_per_s
+    else:
+        limit = in_loader[0]
+        lifted_per_s = min(without[limit], rungs.compute_per_s)
+        next_limit = COMPUTE if rungs.compute_per_s <= without[limit] else in_loader[1]
+    total_s = sum(parts_s.values()) or 1.0
+    return Verdict(
+        limit=limit,
+        samples_per_s=rungs.epoch_per_s,
+        gain=max(lifted_per_s / min(rungs.loader_per_s, rungs.compute_per_s), 1.0),
+        next_limit=next_limit,
+        try_first=_try_first(limit, setup, rungs),
+        client_bound=storage_limit == CLIENT,
+        shares={layer: seconds / total_s for layer, seconds in parts_s.items()},
+    )
+
+
+def _rate_without(layer: str, parts_s: Mapping[str, float], rungs: Rungs) -> float:
+    """Samples/s of the loader where one of its layers cost nothing."""
+    if layer not in (DECODE, LOADER):
+        return rungs.memory_per_s
+    left_s = 1 / rungs.loader_per_s - parts_s[layer]
+    return 1 / left_s if left_s > 0 else float("inf")
+
+
+def _storage_limit(rungs: Rungs, setup: Setup) -> str:
+    """Which of latency, bandwidth and the client makes up the time that a sample's bytes take."""
+    reads, cores, one_core = rungs.reads, rungs.cores, rungs.one_core_client
+    one, as_loader, more = reads["one reader"], reads["loader"], reads["more"]
+    if one.client_bound(cores, one_core):
+        return CLIENT
+    if not as_loader.client_bound(cores, one_core):
+        if more.objects_per_s >= LATENCY_GROWTH * as_loader.objects_per_s:
+            return LATENCY
+        if not more.client_bound(cores, one_core):
+            return BANDWIDTH
+    # In one process the client itself keeps us from telling: then by whether reads take longer than alone.
+    return LATENCY if rungs.loader_latency_p50_ms < 2 * one.latency_p50_ms else BANDWIDTH
+
+
+def _try_first(limit: str, setup: Setup, rungs: Rungs) -> str:
+    torch = setup.framework == "torch"
+    section = "framework.PyTorch" if torch else "framework.TensorFlow"
+    more_workers = f"{section}.DataLoader.num_workers={rungs.cores}" if torch and setup.workers < rungs.cores else None
+    settings = {
+        LATENCY: f"a higher {section}.concurrency" if setup.concurrent else f"{section}.reading=concurrent",
+        CLIENT: "storage.s3.client_lib=obstore" if setup.client == "boto3" else more_workers,
+        DECODE: more_workers if setup.reduced else "dataset.decode=reduced",
+        LOADER: more_workers or "a larger framework.batch_size, or less work in collating",
+        BANDWIDTH: "nothing here: the storage, or the network to it, gives no more",
+        COMPUTE: "a faster device, or a smaller network: the storage would keep up",
+    }
+    return settings[limit] or "more processor cores"
