@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dnnbench.metrics import client_bound
+
 LATENCY = "storage latency"
 BANDWIDTH = "storage bandwidth"
 CLIENT = "client CPU"
@@ -18,10 +20,6 @@ LOADER = "loader overhead"
 COMPUTE = "compute"
 LIMITS = (LATENCY, BANDWIDTH, CLIENT, DECODE, LOADER, COMPUTE)
 
-# A read that is this much the client's own work says more of the client than of the storage.
-CLIENT_SHARE = 0.5
-# So much of the processors that one kind of work may use is all of them, for who measures in ticks.
-BUSY_SHARE = 0.8
 # Four times the reads in flight bring at least this much more, where a storage waits rather than works.
 LATENCY_GROWTH = 1.5
 MORE_IN_FLIGHT = 4
@@ -40,14 +38,16 @@ class Reads:
     all_cores: float
 
     def client_bound(self, cores: int, one_core: bool) -> bool:
-        """Whether the client's own processor time limits these reads; ``one_core``: it can use no more than one."""
-        if self.in_flight == 1 and self.cpu_s_per_object * 1e3 >= CLIENT_SHARE * self.latency_p50_ms:
-            return True
-        usable = 1 if one_core else cores
-        if self.own_cores >= BUSY_SHARE * usable:
-            return True
-        # Where a server has the other processors of this machine, there is no more for the client to have.
-        return self.all_cores >= (1 + BUSY_SHARE) / 2 * cores and self.own_cores >= CLIENT_SHARE * self.all_cores
+        """Whether the client's own processor time limits these reads; see `metrics.client_bound`."""
+        return client_bound(
+            in_flight=self.in_flight,
+            latency_p50_ms=self.latency_p50_ms,
+            cpu_s_per_object=self.cpu_s_per_object,
+            own_cores=self.own_cores,
+            all_cores=self.all_cores,
+            cores=cores,
+            one_core=one_core,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Verdict:
 
 def diagnose(rungs: Rungs, setup: Setup) -> Verdict:
     """Says what limits the training that was measured."""
-    storage_limit = _storage_limit(rungs, setup)
+    storage_limit = _storage_limit(rungs)
     # Of the time that a sample takes in the loader.
     whole_s = 1 / rungs.loader_per_s
     parts_s = {
@@ -155,16 +155,16 @@ def _rate_without(layer: str, parts_s: Mapping[str, float], rungs: Rungs) -> flo
     return 1 / left_s if left_s > 0 else float("inf")
 
 
-def _storage_limit(rungs: Rungs, setup: Setup) -> str:
+def _storage_limit(rungs: Rungs) -> str:
     """Which of latency, bandwidth and the client makes up the time that a sample's bytes take."""
-    reads, cores, one_core = rungs.reads, rungs.cores, rungs.one_core_client
-    one, as_loader, more = reads["one reader"], reads["loader"], reads["more"]
-    if one.client_bound(cores, one_core):
+    one, as_loader, more = (rungs.reads[name] for name in ("one reader", "loader", "more"))
+    usable = rungs.cores, rungs.one_core_client
+    if one.client_bound(*usable):
         return CLIENT
-    if not as_loader.client_bound(cores, one_core):
+    if not as_loader.client_bound(*usable):
         if more.objects_per_s >= LATENCY_GROWTH * as_loader.objects_per_s:
             return LATENCY
-        if not more.client_bound(cores, one_core):
+        if not more.client_bound(*usable):
             return BANDWIDTH
     # In one process the client itself keeps us from telling: then by whether reads take longer than alone.
     return LATENCY if rungs.loader_latency_p50_ms < 2 * one.latency_p50_ms else BANDWIDTH

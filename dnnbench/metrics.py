@@ -21,6 +21,10 @@ NS = 1_000_000_000
 # time of all cores together than this, the kernel's ticks of 10 ms cannot tell them from our own.
 DISTURBED_SHARE = 0.1
 TOLD_APART_NS = NS
+# A read that is this much the client's own work says more of the client than of the storage.
+CLIENT_SHARE = 0.5
+# So much of the processors that a client may use is all of them, for who measures in ticks.
+BUSY_SHARE = 0.8
 # What a dataset that opens its files by itself must read of them at least, for its figures to be theirs.
 OWN_READS_SHARE = 0.9
 # In thousandths, as whole numbers: 0.999 as a float leads one rank too far.
@@ -110,6 +114,9 @@ class Round:
     epochs: list[EpochFigures] = field(default_factory=list)
     inference: Inference | None = None
     worker_cpu_ns: int = 0
+    # Of raw reads, how many were in flight, and whether their client can use one processor only.
+    in_flight: int | None = None
+    one_core: bool = False
     # The rungs of a ladder and its verdict.
     ladder: dict[str, Any] | None = None
     # Known to the one who keeps the clock:
@@ -142,6 +149,30 @@ def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, flo
         values = np.partition(np.asarray(latency_ns, dtype=np.int64), sorted(positions.values()))
         figures.update({f"{of}_{name}_ms": float(values[position]) / 1e6 for name, position in positions.items()})
     return figures
+
+
+def client_bound(
+    *,
+    in_flight: int,
+    latency_p50_ms: float,
+    cpu_s_per_object: float,
+    own_cores: float,
+    all_cores: float,
+    cores: int,
+    one_core: bool,
+) -> bool:
+    """Whether the client's own processor time limits reads, so that their rate says nothing about the storage.
+
+    ``own_cores`` and ``all_cores`` are the processor seconds per second of this process and of all, of ``cores``;
+    ``one_core``: the client can use no more than one.
+    """
+    # One at a time, a read waits for the storage or works.
+    if in_flight == 1 and cpu_s_per_object * 1e3 >= CLIENT_SHARE * latency_p50_ms:
+        return True
+    if own_cores >= BUSY_SHARE * (1 if one_core else cores):
+        return True
+    # Where a server has the rest of this machine's processors, the client gets no more of them.
+    return all_cores >= (1 + BUSY_SHARE) / 2 * cores and own_cores >= CLIENT_SHARE * all_cores
 
 
 def cache_state(rounds: Sequence[Round]) -> str:
@@ -193,6 +224,16 @@ def record(
     if not listing:
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
+    if rounds[0].in_flight is not None and objects:
+        figures["client_bound"] = client_bound(
+            in_flight=rounds[0].in_flight,
+            latency_p50_ms=figures["latency_p50_ms"],
+            cpu_s_per_object=figures["cpu_s_per_object"],
+            own_cores=cpu_ns / wall_ns,
+            all_cores=(cpu_ns + sum(one.others_cpu_ns for one in rounds)) / wall_ns,
+            cores=cores,
+            one_core=rounds[0].one_core,
+        )
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))

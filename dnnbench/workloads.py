@@ -131,7 +131,7 @@ class Reading:
             self.catalog.sizes_bytes,
             len(self.catalog),
         )
-        return Round(len(self._order), tally)
+        return Round(len(self._order), tally, in_flight=self._concurrency or 1, one_core=self.storage.one_core)
 
     def done(self) -> int:
         return self.storage.meter.reads - self._reads_before
