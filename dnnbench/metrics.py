@@ -119,6 +119,8 @@ class Round:
     one_core: bool = False
     # The rungs of a ladder and its verdict.
     ladder: dict[str, Any] | None = None
+    # How busy an emulated accelerator was.
+    accelerator: dict[str, Any] | None = None
     # Known to the one who keeps the clock:
     wall_ns: int = 0
     process_cpu_ns: int = 0
@@ -149,6 +151,35 @@ def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, flo
         values = np.partition(np.asarray(latency_ns, dtype=np.int64), sorted(positions.values()))
         figures.update({f"{of}_{name}_ms": float(values[position]) / 1e6 for name, position in positions.items()})
     return figures
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """``share`` of the time that an accelerator was busy, over ``steps``; ``warm_up_steps`` before them are left out."""
+
+    share: float
+    steps: int
+    warm_up_steps: int
+
+
+def utilization(epochs_ends_ns: Sequence[Sequence[int]], batch_compute_ms: float, warm_up_steps: int) -> Utilization:
+    """Time meant for computing over time taken, from the ends of each epoch's steps.
+
+    In each epoch the first ``warm_up_steps`` are left out, and at least one, though never more than half of them.
+    Raises `MeasurementError` where no epoch has two steps.
+    """
+    busy_ns, taken_ns, steps, left_out = 0.0, 0, 0, 0
+    for ends_ns in epochs_ends_ns:
+        first = min(max(warm_up_steps, 1), max(len(ends_ns) // 2, 1))
+        counted = len(ends_ns) - first
+        if counted > 0:
+            left_out = first
+            steps += counted
+            busy_ns += counted * batch_compute_ms * 1e6
+            taken_ns += ends_ns[-1] - ends_ns[first - 1]
+    if not steps:
+        raise MeasurementError("an epoch needs two batches or more to say how busy an accelerator is; use smaller ones")
+    return Utilization(busy_ns / taken_ns, steps, left_out)
 
 
 def client_bound(
@@ -238,9 +269,10 @@ def record(
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s
-    ladders = [one.ladder for one in rounds if one.ladder is not None]
-    if ladders:
-        figures["ladder"] = ladders[-1]
+    for name in ("ladder", "accelerator"):
+        told = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
+        if told:
+            figures[name] = told[-1]
     inferences = [one.inference for one in rounds if one.inference is not None]
     if inferences:
         figures.update(_inference_record(inferences))

@@ -17,6 +17,7 @@ from dnnbench.catalog import Catalog, list_catalog
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
 from dnnbench.storage.base import Storage
+from dnnbench.training.emulated import Emulation
 from dnnbench.training.history import learned, of_passes
 
 
@@ -236,7 +237,10 @@ class Training(Loading):
         epochs = self.loader.take_epochs()
         if not epochs:
             raise MeasurementError(f"{self.storage.label}: {self.what}: the trainer read nothing from its loader")
-        return self._round(epochs, learned(getattr(self.trainer, "history", ()), type(self.trainer).__name__))
+        finished = self._round(epochs, learned(getattr(self.trainer, "history", ()), type(self.trainer).__name__))
+        if isinstance(self.trainer, Emulation):
+            finished.accelerator = self.trainer.accelerator()
+        return finished
 
 
 class Predictor(Protocol):

@@ -280,9 +280,10 @@ class Model(Section):
 
 
 class Training(Section):
-    """``training``: the trainer's class."""
+    """``training``: the trainer's class; ``batch_compute_ms`` is what a step of ``EmulatedAccelerator`` takes."""
 
     name: NonEmptyStr = "RandomAccessDatasetTrain"
+    batch_compute_ms: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)] = 50.0
 
 
 class Metrics(Section):

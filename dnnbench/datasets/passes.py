@@ -51,6 +51,8 @@ class MeteredPasses(ABC):
     """
 
     expected_samples: int
+    # How many batches may be ready before they are asked for.
+    batches_ahead = 0
 
     def __init__(self) -> None:
         self.samples_done = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dnnbench.datasets.samples import ImageSamples, share_of
 
@@ -20,6 +20,10 @@ class RandomAccessDataset(ImageSamples, Dataset[tuple[Any, int]]):
         for position, sample in self.read_samples(indices):
             samples[position] = sample
         return samples
+
+    def collate_fn(self, samples: list[tuple[Any, int]]) -> Any:
+        """A list of (image, label) -> a batch, as torch's ``collate_fn``; subclasses may override it."""
+        return default_collate(samples)
 
     def decode(self, data: bytes) -> Any:
         """Image bytes -> uint8 tensor [height, width], or [height, width, 3] in colour."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
@@ -81,7 +81,7 @@ def _pack(dataset: RandomAccessDataset, samples: Callable[[], Iterable[tuple[int
             indices.append(index)
             # PIL images are the one usual kind of image that torch does not collate.
             read.append((np.array(image) if hasattr(image, "getbands") else image, label))
-        batch = default_collate(read) if read else None
+        batch = dataset.collate_fn(read) if read else None
     except DnnbenchError as exc:
         error = exc
     return Envelope(batch, indices, dataset.storage.meter.take(), os.getpid(), time.process_time_ns(), error)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dnnbench.config import ConfigError
 from dnnbench.training.base import Trainer
+from dnnbench.training.emulated import Emulation
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class RandomAccessDatasetTrain(DNNTrain):
             ).history
         for epoch, (loss, accuracy) in enumerate(zip(fitted["loss"], fitted["accuracy"], strict=True)):
             self.history.append({"epoch": epoch + 1, "loss": float(loss), "accuracy": float(accuracy)})
+
+
+class EmulatedAccelerator(Emulation, DNNTrain):
+    """Computes nothing, for as long as it is told; the network is not used."""
 
 
 class _LossLog(keras.callbacks.Callback):  # type: ignore[misc]

@@ -25,7 +25,10 @@ from dnnbench.training.tensorflow import DNNTrain, resolve_device
 _DATASET = "dnnbench.datasets.tensorflow:TensorFlowImageClassificationDataset"
 DATASETS = {"TorchImageClassificationDataset": _DATASET, "TensorFlowImageClassificationDataset": _DATASET}
 MODELS = {"ConvNet": "dnnbench.models.tensorflow:ConvNet"}
-TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.tensorflow:RandomAccessDatasetTrain"}
+TRAININGS = {
+    "RandomAccessDatasetTrain": "dnnbench.training.tensorflow:RandomAccessDatasetTrain",
+    "EmulatedAccelerator": "dnnbench.training.tensorflow:EmulatedAccelerator",
+}
 
 
 def make_dataset(config: Config) -> RandomAccessDataset:

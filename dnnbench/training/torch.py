@@ -10,6 +10,7 @@ from torch import optim
 
 from dnnbench.config import ConfigError
 from dnnbench.training.base import Trainer
+from dnnbench.training.emulated import Emulation
 
 logger = logging.getLogger(__name__)
 
@@ -73,3 +74,7 @@ class RandomAccessDatasetTrain(DNNTrain):
                     "samples": samples,
                 }
             )
+
+
+class EmulatedAccelerator(Emulation, DNNTrain):
+    """Computes nothing, for as long as it is told; the network is not used."""

@@ -25,7 +25,10 @@ from dnnbench.training.torch import DNNTrain, resolve_device
 _DATASET = "dnnbench.datasets.torch:TorchImageClassificationDataset"
 DATASETS = {"TorchImageClassificationDataset": _DATASET, "TensorFlowImageClassificationDataset": _DATASET}
 MODELS = {"ConvNet": "dnnbench.models.torch:ConvNet"}
-TRAININGS = {"RandomAccessDatasetTrain": "dnnbench.training.torch:RandomAccessDatasetTrain"}
+TRAININGS = {
+    "RandomAccessDatasetTrain": "dnnbench.training.torch:RandomAccessDatasetTrain",
+    "EmulatedAccelerator": "dnnbench.training.torch:EmulatedAccelerator",
+}
 
 
 def make_dataset(config: Config) -> RandomAccessDataset:
