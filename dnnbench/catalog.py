@@ -16,7 +16,6 @@ import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +28,6 @@ from dnnbench.images import EXTENSIONS, is_image_name
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
 
-# As many as S3 tells at once: packed by the time that the next ones are there.
-PAGE_ENTRIES = 1000
 # A gathered byte needs an index of eight bytes, and a sorted name some eight numbers, for as long as a chunk takes.
 _CHUNK_BYTES = 1 << 18
 _CHUNK_SAMPLES = 1 << 14
@@ -436,25 +433,16 @@ def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str]
     the errors of the storage.
     """
     builder = CatalogBuilder(storage, sources, labels)
-
-    def scan(group_number: int) -> None:
-        prefix = builder.prefixes[group_number]
-        try:
-            listing = iter(storage.list(prefix))
-            while page := list(islice(listing, PAGE_ENTRIES)):
-                builder.add(group_number, page)
-        except NotFoundError as exc:
-            if storage.name == "fs" and exc.key == prefix:
-                raise CatalogError(
-                    f"{storage.label}: {prefix}: there is no such folder; each source needs one folder "
-                    "per category of dataset.label"
-                ) from exc
-            raise
-
-    with ThreadPoolExecutor(min(workers, len(builder.prefixes))) as pool:
-        # Asked for in order, so that the first error is the first group's.
-        for _ in pool.map(scan, range(len(builder.prefixes))):
-            pass
+    try:
+        for group_number, page in storage.list_many(builder.prefixes, workers):
+            builder.add(group_number, page)
+    except NotFoundError as exc:
+        if storage.name == "fs" and exc.key in builder.prefixes:
+            raise CatalogError(
+                f"{storage.label}: {exc.key}: there is no such folder; each source needs one folder "
+                "per category of dataset.label"
+            ) from exc
+        raise
     return builder.build()
 
 

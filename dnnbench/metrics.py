@@ -155,7 +155,7 @@ def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, flo
 
 @dataclass(frozen=True)
 class Utilization:
-    """``share`` of the time that an accelerator was busy, over ``steps``; ``warm_up_steps`` before them are left out."""
+    """``share`` of the time that an accelerator was busy, over ``steps``; ``warm_up_steps`` came before them."""
 
     share: float
     steps: int

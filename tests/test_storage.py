@@ -74,6 +74,19 @@ def test_lists_more_than_one_page(place):
     assert {entry.key for entry in storage.list(f"{prefix}many/")} == {prefix + key for key in keys}
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_several_prefixes_are_listed_at_once(place, workers):
+    storage, prefix = place
+    contents = {f"{part}/{i}.jpg": b"x" * i for part in "abc" for i in range(1, 8)}
+    _fill(storage, prefix, contents)
+    prefixes = [f"{prefix}{part}/" for part in "abc"]
+    found = [(n, entry) for n, page in storage.list_many(prefixes, workers) for entry in page]
+    expected = [("abc".index(key[0]), (prefix + key, len(data))) for key, data in contents.items()]
+    assert sorted(found) == sorted(expected)
+    lists = 3 * (len(storage.clusters) if storage.name == "dss" else 1)
+    assert storage.meter.take().requests["LIST"] == lists
+
+
 def test_a_listing_begins_after_any_key(place):
     storage, prefix = place
     if storage.name != "aws":

@@ -86,11 +86,15 @@ class S3Account(Section):
 
 
 class S3Storage(Section):
-    """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries."""
+    """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries.
+
+    ``list_ranges``: whether a long prefix is listed in several key ranges at once.
+    """
 
     bucket: str | None = None
     prefix: list[str] = [""]
     client_lib: NonEmptyStr | Names = "boto3"
+    list_ranges: bool = True
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()
 

@@ -6,6 +6,7 @@ once, so that every backend is measured alike.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -16,7 +17,10 @@ from typing import Any, NamedTuple
 from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, StorageError
 from dnnbench.storage.in_flight import Readers
+from dnnbench.storage.merge import merged
 
+# As many as S3 tells at once.
+PAGE_ENTRIES = 1000
 # What belongs to one process and never travels to another.
 _OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers")
 
@@ -116,6 +120,19 @@ class Storage(ABC):
             self.meter.error()
             raise
 
+    def list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
+        """`list` of several prefixes with ``workers`` requests at a time: (number of the prefix, some of its objects).
+
+        Every object once, in no fixed order. Where keys come in order, one long prefix is listed in several ranges
+        at once.
+        """
+        self._enter_process()
+        try:
+            yield from self._list_many(prefixes, workers)
+        except StorageError:
+            self.meter.error()
+            raise
+
     def size(self, key: str) -> int:
         """The object's size in bytes (one HEAD, or one stat)."""
         self._enter_process()
@@ -209,6 +226,18 @@ class Storage(ABC):
 
     @abstractmethod
     def _list(self, prefix: str) -> Iterator[Entry]: ...
+
+    def _list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
+        """Several prefixes at a time, each from its beginning to its end."""
+        numbers = iter(range(len(prefixes)))
+
+        def pages() -> Iterator[tuple[int, Sequence[Entry]]]:
+            for number in numbers:
+                listing = iter(self._list(prefixes[number]))
+                while page := list(itertools.islice(listing, PAGE_ENTRIES)):
+                    yield number, page
+
+        return merged([pages() for _ in range(min(workers, len(prefixes)))], chunk_items=1)
 
     @abstractmethod
     def _size(self, key: str) -> int: ...

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -19,6 +20,7 @@ from dnnbench.config import S3Credentials
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
+from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
 from dnnbench.storage.s3 import ONE_CORE, S3Client, check_client, client_class
 
@@ -68,9 +70,16 @@ class DssStorage(Storage):
 
     name = "dss"
 
-    def __init__(self, credentials: S3Credentials, bucket: str | None = None, client: str = "boto3") -> None:
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        bucket: str | None = None,
+        client: str = "boto3",
+        list_ranges: bool = True,
+    ) -> None:
         check_client(client)
         super().__init__()
+        self._list_ranges = list_ranges
         self.client, self.bucket, self.credentials = client, bucket, credentials
         self.one_core = client in ONE_CORE
         self._known: tuple[Cluster, ...] = ()
@@ -183,6 +192,15 @@ class DssStorage(Storage):
 
     def _list(self, prefix: str) -> Iterator[Entry]:
         return merged([itertools.chain.from_iterable(self._pages(c, prefix)) for c in self.clusters])
+
+    def _list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
+        if not (self._list_ranges and client_class(self.client).begins_after):
+            yield from super()._list_many(prefixes, workers)
+            return
+        clusters = self.clusters
+        sources = [(prefix, partial(self._pages, cluster, prefix)) for prefix in prefixes for cluster in clusters]
+        for number, page in list_in_ranges(sources, workers):
+            yield number // len(clusters), page
 
     def _pages(self, cluster: Cluster, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
         """One cluster's part of a listing; the next endpoint goes on where one broke off."""

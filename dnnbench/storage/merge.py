@@ -15,7 +15,7 @@ CHUNK = 1000
 WAITING = 4
 
 
-def merged(sources: Sequence[Iterator[T]]) -> Iterator[T]:
+def merged(sources: Sequence[Iterator[T]], chunk_items: int = CHUNK) -> Iterator[T]:
     """Yields the items of all sources, each source's in its order, as they come.
 
     The first error of a source stops the others and is raised. An iterator that is left early stops
@@ -33,7 +33,7 @@ def merged(sources: Sequence[Iterator[T]]) -> Iterator[T]:
 
     def drain(source: Iterator[T]) -> None:
         try:
-            while not stop.is_set() and (chunk := list(itertools.islice(source, CHUNK))):
+            while not stop.is_set() and (chunk := list(itertools.islice(source, chunk_items))):
                 put(chunk)
         except BaseException as exc:
             put(exc)

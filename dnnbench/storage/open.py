@@ -27,9 +27,9 @@ def open_storage(config: Config, name: str, client: str | None = None) -> Storag
     if name == "aws":
         if not s3.bucket:
             raise ConfigError('storage.s3.bucket: is not set, and the storage "aws" needs it')
-        return S3Storage(s3.bucket, s3.aws.credentials, client)
+        return S3Storage(s3.bucket, s3.aws.credentials, client, s3.list_ranges)
     if name == "dss":
-        return DssStorage(s3.dss.credentials, s3.bucket, client)
+        return DssStorage(s3.dss.credentials, s3.bucket, client, s3.list_ranges)
     raise ConfigError(f'found the storage "{name}", expected one of {", ".join(NAMES)}')
 
 

@@ -6,10 +6,12 @@ import difflib
 import importlib
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from dnnbench.config import ConfigError, S3Credentials
 from dnnbench.storage.base import Entry, Storage
+from dnnbench.storage.key_ranges import list_in_ranges
 
 # A client library's name -> the file that imports it, and its class there.
 CLIENTS = {
@@ -21,12 +23,16 @@ CLIENTS = {
 NOT_FORKED = ("obstore",)
 # Those that are written in Python.
 ONE_CORE = ("boto3",)
+# How the name of a bucket ends whose keys AWS lists in no order.
+UNORDERED = "--x-s3"
 
 
 class S3Client(Protocol):
     """What a client library's file provides: requests to one endpoint, counted in the given meter."""
 
     server: str | None
+    # Whether a listing can begin after any key.
+    begins_after: bool
 
     def open(self, bucket: str) -> None: ...
     def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]: ...
@@ -66,9 +72,12 @@ class S3Storage(Storage):
 
     name = "aws"
 
-    def __init__(self, bucket: str, credentials: S3Credentials, client: str = "boto3") -> None:
+    def __init__(
+        self, bucket: str, credentials: S3Credentials, client: str = "boto3", list_ranges: bool = True
+    ) -> None:
         check_client(client)
         super().__init__()
+        self._list_ranges = list_ranges and not bucket.endswith(UNORDERED)
         self.client, self.bucket, self.credentials = client, bucket, credentials
         self.one_core = client in ONE_CORE
 
@@ -87,6 +96,12 @@ class S3Storage(Storage):
 
     def _list(self, prefix: str) -> Iterator[Entry]:
         return itertools.chain.from_iterable(self.connection().pages(self.bucket, prefix))
+
+    def _list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
+        client = self.connection()
+        if not (self._list_ranges and client.begins_after):
+            return super()._list_many(prefixes, workers)
+        return list_in_ranges([(prefix, partial(client.pages, self.bucket, prefix)) for prefix in prefixes], workers)
 
     def _size(self, key: str) -> int:
         return self.connection().size(self.bucket, key)

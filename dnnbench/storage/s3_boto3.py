@@ -42,6 +42,8 @@ MAX_CONNECTIONS = 64
 class Boto3Client:
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
+    begins_after = True
+
     def __init__(self, credentials: S3Credentials, meter: Meter, label: str, attempts: int = MAX_ATTEMPTS) -> None:
         self._label, self._meter = label, meter
         self.endpoint = credentials.endpoint

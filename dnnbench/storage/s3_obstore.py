@@ -30,6 +30,8 @@ _FORKED = threading.Event()
 class ObstoreClient:
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
+    begins_after = True
+
     _used_in: int | None = None
 
     def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
@@ -61,11 +63,18 @@ class ObstoreClient:
         stream = iter(
             obstore.list(self._store(bucket), folder or None, offset=start_after or None, chunk_size=PAGE_KEYS)
         )
+        asked = False
         while True:
             with self._errors(f"s3://{bucket}/{prefix}", listing=True):
-                # A stream goes on where it was, but not after an error.
+                try:
+                    page = next(stream, None)
+                except BaseError:
+                    self._meter.request("LIST")
+                    raise
+            # After a last page that is full no request is made to find that there is no more.
+            if page is not None or not asked:
                 self._meter.request("LIST")
-                page = next(stream, None)
+            asked = True
             if page is None:
                 return
             entries = [Entry(item["path"], item["size"]) for item in page]

@@ -38,6 +38,8 @@ _ENVIRONMENT = threading.Lock()
 class TorchConnectorClient:
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
+    begins_after = False
+
     def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
         self._label, self._meter = label, meter
         self.endpoint = credentials.endpoint
