@@ -32,6 +32,7 @@ class Reads:
     in_flight: int
     objects_per_s: float
     latency_p50_ms: float
+    latency_p99_ms: float
     cpu_s_per_object: float
     # Shares of one processor's time: our own, and that of all processes together.
     own_cores: float

@@ -121,6 +121,8 @@ class Round:
     ladder: dict[str, Any] | None = None
     # How busy an emulated accelerator was.
     accelerator: dict[str, Any] | None = None
+    # Where more in flight brought no more, and the way there.
+    knee: dict[str, Any] | None = None
     # Known to the one who keeps the clock:
     wall_ns: int = 0
     process_cpu_ns: int = 0
@@ -153,33 +155,17 @@ def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, flo
     return figures
 
 
-@dataclass(frozen=True)
-class Utilization:
-    """``share`` of the time that an accelerator was busy, over ``steps``; ``warm_up_steps`` came before them."""
+def utilization(steps: int, step_ms: float, until_last_ns: int, overhead_ms: float = 0.0) -> float:
+    """The share of its time that an accelerator was busy, whose ``steps`` take ``step_ms`` each.
 
-    share: float
-    steps: int
-    warm_up_steps: int
-
-
-def utilization(epochs_ends_ns: Sequence[Sequence[int]], batch_compute_ms: float, warm_up_steps: int) -> Utilization:
-    """Time meant for computing over time taken, from the ends of each epoch's steps.
-
-    In each epoch the first ``warm_up_steps`` are left out, and at least one, though never more than half of them.
-    Raises `MeasurementError` where no epoch has two steps.
+    ``until_last_ns`` is the time from asking for an epoch's first batch to having its last one: in it all batches
+    were made, and of an accelerator that waits for them it is all the time there is, however short the epoch. The
+    last step, behind which nothing is read, would make it longer, and leaving out the first, which has batches made
+    in advance, shorter. ``overhead_ms`` of each step but the last is the harness's own, and is taken off.
     """
-    busy_ns, taken_ns, steps, left_out = 0.0, 0, 0, 0
-    for ends_ns in epochs_ends_ns:
-        first = min(max(warm_up_steps, 1), max(len(ends_ns) // 2, 1))
-        counted = len(ends_ns) - first
-        if counted > 0:
-            left_out = first
-            steps += counted
-            busy_ns += counted * batch_compute_ms * 1e6
-            taken_ns += ends_ns[-1] - ends_ns[first - 1]
-    if not steps:
-        raise MeasurementError("an epoch needs two batches or more to say how busy an accelerator is; use smaller ones")
-    return Utilization(busy_ns / taken_ns, steps, left_out)
+    if not steps or until_last_ns <= 0:
+        raise MeasurementError("an accelerator got no batch, so there is nothing to say how busy it was")
+    return min(steps * step_ms / max(until_last_ns / 1e6 - (steps - 1) * overhead_ms, steps * step_ms), 1.0)
 
 
 def client_bound(
@@ -269,7 +255,7 @@ def record(
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s
-    for name in ("ladder", "accelerator"):
+    for name in ("ladder", "accelerator", "knee"):
         told = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
         if told:
             figures[name] = told[-1]

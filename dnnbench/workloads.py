@@ -91,7 +91,7 @@ class Reading:
     in flight.
     """
 
-    rounds = None
+    rounds: int | None = None
     worker_start_s = None
     reads_content = True
     part = "all"
@@ -239,7 +239,7 @@ class Training(Loading):
             raise MeasurementError(f"{self.storage.label}: {self.what}: the trainer read nothing from its loader")
         finished = self._round(epochs, learned(getattr(self.trainer, "history", ()), type(self.trainer).__name__))
         if isinstance(self.trainer, Emulation):
-            finished.accelerator = self.trainer.accelerator()
+            finished.accelerator = self.trainer.accelerator(epochs)
         return finished
 
 

@@ -20,7 +20,7 @@ FLOORS = [
     "dnnbench.catalog dnnbench.synth dnnbench.servers dnnbench.transfer",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
-    " dnnbench.ladder",
+    " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",
     "dnnbench.compare dnnbench.report dnnbench.check dnnbench.run dnnbench.__main__",
     "fixtures",
     "bench",

@@ -9,7 +9,7 @@ import pytest
 from fakes import MemoryStorage, make_catalog, make_contents
 from PIL import Image
 
-from dnnbench import ladder as ladder_module
+from dnnbench import sampling
 from dnnbench.config import expand_settings
 from dnnbench.datasets.torch import RandomAccessDataset
 from dnnbench.diagnosis import (
@@ -167,8 +167,8 @@ def test_the_ladder_ends_its_workers_and_what_it_holds(tmp_path, monkeypatch):
 
 
 def test_a_slow_storage_gets_fewer_samples(monkeypatch):
-    monkeypatch.setattr(ladder_module, "RUNG_S", 0.1)
-    monkeypatch.setattr(ladder_module, "LEAST_READING_S", 0.01)
+    monkeypatch.setattr(sampling, "STEP_S", 0.1)
+    monkeypatch.setattr(sampling, "LEAST_READING_S", 0.01)
     figures, _ = climb(FarStorage(make_contents(200), name="aws"), [WORKERS + "1"])
     assert 8 <= figures["ladder"]["samples"] == figures["objects"] < 200
 
@@ -188,7 +188,7 @@ def test_held_objects_are_the_storages_and_travel_by_name():
 
 
 def reads(in_flight=1, rate=100.0, latency_ms=10.0, cpu_s=1e-4, own=0.1, both=0.2):
-    return Reads(in_flight, rate, latency_ms, cpu_s, own, both)
+    return Reads(in_flight, rate, latency_ms, 2 * latency_ms, cpu_s, own, both)
 
 
 def rungs(**changes):

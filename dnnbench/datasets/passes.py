@@ -27,6 +27,7 @@ class Epoch:
     compute_ns: int = 0
     first_batch_ns: int = 0
     first_step_ns: int = 0
+    last_batch_ns: int = 0
     wall_ns: int = 0
     worker_cpu_ns: int = 0
     complete: bool = False
@@ -51,8 +52,6 @@ class MeteredPasses(ABC):
     """
 
     expected_samples: int
-    # How many batches may be ready before they are asked for.
-    batches_ahead = 0
 
     def __init__(self) -> None:
         self.samples_done = 0
@@ -95,6 +94,7 @@ class MeteredPasses(ABC):
                     return
                 epoch.wait_ns += got_ns - asked_ns
                 batch = self._unpack(received, epoch)
+                epoch.last_batch_ns = got_ns - start_ns
                 if epoch.batches == 1:
                     epoch.first_batch_ns, self.first_batch = got_ns - start_ns, batch
                 yield batch

@@ -55,8 +55,6 @@ class MeteredPipeline(MeteredPasses):
         section = section or Config().framework.tensorflow
         self.dataset, self.batch_size = dataset, batch_size
         self._seed, self._section = seed, section
-        # Those that are ready, and those that are being read.
-        self.batches_ahead = section.prefetch + -(-section.num_parallel_calls // batch_size)
         self._shuffle = access == "random" and section.shuffle
         count = len(dataset)
         self.expected_samples = count - count % batch_size if section.drop_last else count

@@ -70,7 +70,6 @@ class MeteredLoader(MeteredPasses):
         section = section or Config().framework.pytorch.loader
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, section.num_workers
         self.drop_last = section.drop_last
-        self.batches_ahead = section.num_workers * section.prefetch_factor
         self._cpu_ns_by_pid: dict[int, int] = {}
         self._persistent = section.persistent_workers and section.num_workers > 0
         self._start_method = section.multiprocessing_context

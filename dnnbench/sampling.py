@@ -1,0 +1,146 @@
+"""What rungs, knees and accelerators are measured on: a share of the catalog, and raw reads with who was busy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from dnnbench.catalog import Catalog
+from dnnbench.config import Config
+from dnnbench.diagnosis import Reads
+from dnnbench.metrics import NS, per_second, percentiles_ms
+from dnnbench.probe import cores, cores_busy_s
+from dnnbench.storage import page_cache
+from dnnbench.storage.base import Storage
+
+# One measuring takes about so long, whatever the storage: of a slow one fewer samples are read.
+STEP_S = 1.0
+MOST_SAMPLES = 512
+MOST_BYTES = 256 * 1024 * 1024
+LEAST_BATCHES = 4
+MOST_IN_FLIGHT = 256
+# Shorter reads are repeated: the processors' accounts are kept in ticks of 10 ms.
+LEAST_READING_S = 0.3
+MOST_PASSES = 8
+
+
+def share_of_catalog(storage: Storage, catalog: Catalog, config: Config, in_flight: int) -> tuple[Catalog, Reads]:
+    """(as many samples, by seed, as ``in_flight`` reads have time for, reads one after the other to find out)."""
+    order = np.random.default_rng(config.execution.seed).permutation(len(catalog))
+    batch = config.framework.batch_size
+    mean_bytes = max(catalog.total_bytes / len(catalog), 1)
+    most = min(MOST_SAMPLES, max(int(MOST_BYTES / mean_bytes), batch), len(order))
+    chosen = catalog.select(np.sort(order[:most]))
+    ready_cache(storage, chosen, config)
+    storage.open()
+    # Connecting and signing in happen once in a training's life.
+    storage.fetch(chosen.key(0), chosen.size_bytes(0))
+    count = 0
+    with Watch(storage, 1) as watch:
+        while count < most and watch.elapsed_s() < STEP_S / 2:
+            storage.fetch(chosen.key(count), chosen.size_bytes(count))
+            count += 1
+    serial = watch.reads()
+    wanted = int(serial.objects_per_s * STEP_S * max(in_flight // 2, 1))
+    samples = min(max(wanted, LEAST_BATCHES * batch), most)
+    return chosen.select(np.arange(samples - samples % batch if samples > batch else samples)), serial
+
+
+def raw_reads(storage: Storage, catalog: Catalog, config: Config, in_flight: int) -> Reads:
+    """Reads every sample with ``in_flight`` reads at a time, once or more."""
+    items = list(catalog.items(range(len(catalog))))
+    watch = Watch(storage, in_flight)
+    # The threads and connections are there from here on, as they are in a loader that has run for a while.
+    ready_cache(storage, catalog, config)
+    storage.fetch_each(items[: 2 * in_flight], in_flight)
+    for _ in range(MOST_PASSES):
+        ready_cache(storage, catalog, config)
+        with watch:
+            storage.fetch_each(items, in_flight)
+        if watch.wall_ns >= LEAST_READING_S * NS:
+            break
+    return watch.reads()
+
+
+def ready_cache(storage: Storage, catalog: Catalog, config: Config, warm: bool = False) -> None:
+    """Makes the page cache cold or warm, as configured, where there is one."""
+    if storage.name == "fs":
+        cold = not warm and config.execution.cache == page_cache.COLD
+        make = page_cache.make_cold if cold else page_cache.make_warm
+        make(catalog.key(i) for i in range(len(catalog)))
+
+
+class Watch:
+    """Times reads through a storage, and looks at who was busy meanwhile; may be entered again."""
+
+    def __init__(self, storage: Storage, in_flight: int) -> None:
+        self._storage, self._in_flight = storage, in_flight
+        self.wall_ns = 0
+        self._cpu_ns, self._busy_s = 0, 0.0
+        self._tally: Any = None
+
+    def __enter__(self) -> Watch:
+        self._storage.meter.take()
+        self._start_busy_s, self._start_cpu_ns = cores_busy_s(), time.process_time_ns()
+        self._start_ns = time.perf_counter_ns()
+        return self
+
+    def elapsed_s(self) -> float:
+        """Seconds since it was entered."""
+        return (time.perf_counter_ns() - self._start_ns) / NS
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_ns += time.perf_counter_ns() - self._start_ns
+        self._cpu_ns += time.process_time_ns() - self._start_cpu_ns
+        self._busy_s += cores_busy_s() - self._start_busy_s
+        tally = self._storage.meter.take()
+        if self._tally is None:
+            self._tally = tally
+        else:
+            self._tally += tally
+
+    def reads(self) -> Reads:
+        """What was seen."""
+        latency = percentiles_ms(self._tally.latency_ns)
+        count = int(latency["latency_count"])
+        own_cores = self._cpu_ns / self.wall_ns
+        told_apart = self.wall_ns >= LEAST_READING_S * NS
+        return Reads(
+            in_flight=self._in_flight,
+            objects_per_s=per_second(count, self.wall_ns),
+            latency_p50_ms=float(latency["latency_p50_ms"]),
+            latency_p99_ms=float(latency["latency_p99_ms"]),
+            cpu_s_per_object=self._cpu_ns / NS / count,
+            own_cores=own_cores,
+            all_cores=max(self._busy_s * NS / self.wall_ns, own_cores) if told_apart else own_cores,
+        )
+
+
+def loader_pass(
+    loader: Any, storage: Storage, catalog: Catalog, config: Config, warm: bool = False
+) -> tuple[Any, list[Any]]:
+    """(the account, the batches) of the second pass over a loader whose workers run.
+
+    In the first one workers still load what they need, which would pass for overhead.
+    """
+    for _ in range(2):
+        ready_cache(storage, catalog, config, warm)
+        storage.meter.take()
+        loader.take_epochs()
+        batches = list(loader)
+    (epoch,) = loader.take_epochs()
+    return epoch, batches
+
+
+def in_flight_of(config: Config, framework: str) -> tuple[int, int]:
+    """Reads in flight at the configured settings: of one reader, which is a process, and of the whole loader."""
+    if framework == "torch":
+        torch = config.framework.pytorch
+        one = torch.concurrency if torch.reading == "concurrent" else 1
+        whole = one * max(torch.loader.num_workers, 1)
+    else:
+        tf = config.framework.tensorflow
+        one = whole = tf.concurrency if tf.reading == "concurrent" else tf.num_parallel_calls or cores()
+    return min(one, MOST_IN_FLIGHT), min(whole, MOST_IN_FLIGHT)
