@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ from dnnbench.datasets.own_reads import metered
 from dnnbench.images import DecodeError, decode
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import CorruptError, StorageError
+from dnnbench.storage.in_flight import Stream
 
 
 class ListedKey(str):
@@ -90,12 +92,15 @@ class ImageSamples:
         else:
             items = self.catalog.items(indices)
             for position, data in self.storage.read_many(items, concurrency, in_order):
-                index = indices[position]
-                with self._telling_which(self._key(index)):
-                    image = self.decode(bytes(data))
-                    if self.transform is not None:
-                        image = self.transform(image)
-                yield position, (image, self.catalog.label(index))
+                yield position, self._sample_of(indices[position], data)
+
+    def _sample_of(self, index: int, content: Any) -> tuple[Any, int]:
+        """A sample of what was read."""
+        with self._telling_which(self._key(index)):
+            image = self.decode(bytes(content))
+            if self.transform is not None:
+                image = self.transform(image)
+        return image, self.catalog.label(index)
 
     def _reads_the_usual_way(self) -> bool:
         """Whether a sample is its object's bytes, decoded: then reading and decoding can be taken apart."""
@@ -142,6 +147,51 @@ class ImageSamples:
     def decode(self, data: bytes) -> Any:
         """Image bytes -> uint8 array [height, width], or [height, width, 3] where ``dataset.image_mode`` is colour."""
         return decode(data, self.image_dimension, self.colour, self.reduced)
+
+
+class ReadAhead:
+    """A dataset's samples batch by batch: while one is decoded, the objects of the next are read.
+
+    `ImageSamples.concurrency` objects are read at a time, across the ends of batches. Belongs to one process.
+    """
+
+    def __init__(self, dataset: ImageSamples) -> None:
+        self._dataset = dataset
+        self._stream: Stream[Any] | None = None
+        self._asked: deque[list[int]] = deque()
+        self._usual = True
+
+    def samples(self, indices: list[int], upcoming: list[int] | None) -> Iterator[tuple[int, tuple[Any, int]]]:
+        """(index, sample) of a batch, in its order; ``upcoming`` is the one that will be asked for next, if any."""
+        if self._stream is None or not self._asked or self._asked[0] != indices:
+            # The first batch of a pass, or another one than was announced, after a pass that broke off.
+            self._restart()
+            self._ask(indices)
+        if upcoming:
+            self._ask(upcoming)
+        self._asked.popleft()
+        try:
+            for index in indices:
+                result = self._stream.take()  # type: ignore[union-attr]
+                yield index, self._dataset._sample_of(index, result) if self._usual else result
+        except BaseException:
+            self._asked.clear()
+            raise
+
+    def _ask(self, indices: list[int]) -> None:
+        self._asked.append(indices)
+        items: Iterable[Any] = self._dataset.catalog.items(indices) if self._usual else indices
+        self._stream.ask(items)  # type: ignore[union-attr]
+
+    def _restart(self) -> None:
+        dataset = self._dataset
+        if self._stream is not None:
+            self._stream.stop()
+        self._asked.clear()
+        self._usual = dataset._reads_the_usual_way()
+        storage = dataset.storage
+        call = (lambda item: storage.fetch(*item)) if self._usual else dataset.__getitem__
+        self._stream = storage.stream(call, dataset.concurrency or 1)
 
 
 def share_of(count: int, worker: int, workers: int, batch_size: int, drop_last: bool) -> range:

@@ -31,21 +31,33 @@ from dnnbench.errors import MeasurementError
 from dnnbench.storage.s3 import NOT_FORKED
 
 
-class _BatchOrder(Sampler[list[int]]):
-    """The indices of each batch, in a fresh order per epoch where ``shuffle``; none while ``armed`` is False."""
+class _BatchOrder(Sampler[tuple[list[int], list[int] | None]]):
+    """(the indices of a batch, those of the one that the same worker will get next, or None), batch by batch.
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
+    In a fresh order per epoch where ``shuffle``; none while ``armed`` is False. A DataLoader deals batches out to its
+    workers in turn, so the next one of ``workers`` is as many batches later.
+    """
+
+    def __init__(self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, workers: int) -> None:
         self._count, self._batch_size, self._shuffle, self._seed = count, batch_size, shuffle, seed
+        self._workers = max(workers, 1)
         self.used = count - count % batch_size if drop_last else count
         self.epoch = 0
         self.armed = True
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[list[int], list[int] | None]]:
         if not self.armed:
             return
         order = epoch_order(self._count, self._seed, self.epoch) if self._shuffle else np.arange(self._count)
-        for start in range(0, self.used, self._batch_size):
-            yield order[start : min(start + self._batch_size, self.used)].tolist()
+
+        def batch(number: int) -> list[int]:
+            start = number * self._batch_size
+            indices: list[int] = order[start : min(start + self._batch_size, self.used)].tolist()
+            return indices
+
+        for number in range(len(self)):
+            later = number + self._workers
+            yield batch(number), batch(later) if later < len(self) else None
 
     def __len__(self) -> int:
         return (self.used + self._batch_size - 1) // self._batch_size
@@ -83,7 +95,9 @@ class MeteredLoader(MeteredPasses):
             self.expected_samples = sum(shares)
             self._length = sum(-(-share // batch_size) for share in shares)
         else:
-            self._order = _BatchOrder(len(dataset), batch_size, section.shuffle, section.drop_last, seed)
+            self._order = _BatchOrder(
+                len(dataset), batch_size, section.shuffle, section.drop_last, seed, section.num_workers
+            )
             source = MapBatches(dataset)
             self.expected_samples, self._length = self._order.used, len(self._order)
         if self.num_workers and section.multiprocessing_context != "fork":

@@ -14,7 +14,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from dnnbench.datasets.samples import ReadAhead
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.errors import DnnbenchError
 from dnnbench.metrics import Tally
@@ -121,10 +122,17 @@ def check_ships(shipped: Shipped) -> None:
 
 
 class MapBatches(Shipped, Dataset[Envelope]):
-    """Indexed by a whole batch's indices."""
+    """Indexed by (a whole batch's indices, those of the batch that this worker will be asked for next, or None)."""
 
-    def __getitem__(self, indices: Sequence[int]) -> Envelope:
-        return _pack(self.dataset, lambda: zip(indices, self.dataset.__getitems__(list(indices)), strict=True))
+    def __init__(self, dataset: RandomAccessDataset) -> None:
+        super().__init__(dataset)
+        self._ahead = ReadAhead(dataset)
+
+    def __getitem__(self, wanted: tuple[list[int], list[int] | None]) -> Envelope:
+        indices, upcoming = wanted
+        if self.dataset.concurrency is None or self.dataset.fixed_image is not None:
+            return _pack(self.dataset, lambda: ((index, self.dataset[index]) for index in indices))
+        return _pack(self.dataset, lambda: self._ahead.samples(indices, upcoming))
 
 
 class IterableBatches(Shipped, IterableDataset[Envelope]):

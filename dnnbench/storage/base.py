@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, StorageError
-from dnnbench.storage.in_flight import Readers
+from dnnbench.storage.in_flight import Readers, Stream
 from dnnbench.storage.merge import merged
 
 # As many as S3 tells at once.
@@ -204,6 +204,11 @@ class Storage(ABC):
         """As `read_many`, for any call that reads from this storage."""
         self._counting_errors(self.open)
         return self._readers.results(call, items, concurrency, in_order)
+
+    def stream(self, call: Callable[[Any], Any], concurrency: int) -> Stream[Any]:
+        """Calls that read from this storage, ``concurrency`` at a time, their results taken in order."""
+        self._counting_errors(self.open)
+        return Stream(self._readers, call, concurrency)
 
     def write(self, key: str, data: bytes) -> None:
         """Stores an object whole (never half of one), over one of the same key; folders are made as needed."""

@@ -22,7 +22,7 @@ from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
-from dnnbench.storage.s3 import ONE_CORE, S3Client, check_client, client_class
+from dnnbench.storage.s3 import ONE_CORE, S3Client, check_client, client_class, listers
 
 DISCOVERY_BUCKET = "dss"
 DISCOVERY_KEY = "conf.json"
@@ -199,7 +199,7 @@ class DssStorage(Storage):
             return
         clusters = self.clusters
         sources = [(prefix, partial(self._pages, cluster, prefix)) for prefix in prefixes for cluster in clusters]
-        for number, page in list_in_ranges(sources, workers):
+        for number, page in list_in_ranges(sources, listers(workers, len(sources), self.one_core)):
             yield number // len(clusters), page
 
     def _pages(self, cluster: Cluster, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:

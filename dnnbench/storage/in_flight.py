@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -171,3 +172,66 @@ class _Job(Generic[T]):
             for _ in range(outstanding):
                 self._done.get()
             readers.give_back(self._concurrency, calls)
+
+
+class Stream(Generic[T]):
+    """Calls whose results are taken in the order in which they were asked for, ``concurrency`` of them at a time.
+
+    No more than ``AHEAD * concurrency`` are begun and not yet taken. For one thread; `stop` gives back the threads.
+    """
+
+    def __init__(self, readers: Readers, call: Callable[[Any], T], concurrency: int) -> None:
+        self._readers, self._call, self._concurrency = readers, call, concurrency
+        self._calls = readers.take(concurrency)
+        self._waiting: deque[Any] = deque()
+        self._done: SimpleQueue[tuple[int, T, BaseException | None]] = SimpleQueue()
+        self._early: dict[int, tuple[T, BaseException | None]] = {}
+        self._begun = self._taken = 0
+        self._arrived = 0
+        self._stopped = False
+
+    def ask(self, items: Iterable[Any]) -> None:
+        """Adds to what will be taken."""
+        self._waiting.extend(items)
+        self._begin()
+
+    def take(self) -> T:
+        """The next result, or its error; waits for it."""
+        self._begin()
+        if self._taken == self._begun:
+            raise LookupError("nothing was asked for")
+        while self._taken not in self._early:
+            self._await_one()
+        result, error = self._early.pop(self._taken)
+        self._taken += 1
+        if error is not None:
+            raise error
+        return result
+
+    def stop(self) -> None:
+        """Drops what was asked for and not taken; calls under way are waited for."""
+        self._stopped = True
+        self._waiting.clear()
+        while self._arrived < self._begun:
+            self._await_one()
+        self._readers.give_back(self._concurrency, self._calls)
+
+    def _begin(self) -> None:
+        while self._waiting and self._begun - self._taken < AHEAD * self._concurrency:
+            self._calls.put(partial(self._call_one, self._begun, self._waiting.popleft()))
+            self._begun += 1
+
+    def _call_one(self, position: int, item: Any) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        if not self._stopped:
+            try:
+                result = self._call(item)
+            except BaseException as exc:
+                error = exc
+        self._done.put((position, result, error))
+
+    def _await_one(self) -> None:
+        position, result, error = self._done.get()
+        self._arrived += 1
+        self._early[position] = result, error

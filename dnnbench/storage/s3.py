@@ -101,7 +101,8 @@ class S3Storage(Storage):
         client = self.connection()
         if not (self._list_ranges and client.begins_after):
             return super()._list_many(prefixes, workers)
-        return list_in_ranges([(prefix, partial(client.pages, self.bucket, prefix)) for prefix in prefixes], workers)
+        sources = [(prefix, partial(client.pages, self.bucket, prefix)) for prefix in prefixes]
+        return list_in_ranges(sources, listers(workers, len(sources), self.one_core))
 
     def _size(self, key: str) -> int:
         return self.connection().size(self.bucket, key)
@@ -123,3 +124,12 @@ class S3Storage(Storage):
             "server": client.server,
             **client.settings(),
         }
+
+
+def listers(workers: int, sources: int, one_core: bool) -> int:
+    """How many threads list so many sources in key ranges.
+
+    A client that is written in Python takes longer to read a page's answer than the answer takes to come: more
+    threads than there are sources only get into each other's way, but for a second one that waits meanwhile.
+    """
+    return min(workers, max(sources, 2)) if one_core else workers
