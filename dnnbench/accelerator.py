@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dnnbench.catalog import Catalog
@@ -71,16 +72,21 @@ class FastestAccelerator(Training):
 
     def _search(self, first_ms: float) -> float:
         """The shortest step that was tried and keeps the accelerator busy to `TARGET`."""
-        batch_ms, good_ms = first_ms, float("inf")
+        batch_ms, good_ms, bad_ms = first_ms, float("inf"), 0.0
         for _ in range(MOST_TRIALS):
             busy = self._busy(batch_ms)
             if busy >= TARGET:
                 good_ms = min(good_ms, batch_ms)
+            else:
+                bad_ms = max(bad_ms, batch_ms)
             if TARGET <= busy <= TARGET + NEAR:
                 break
             # One that waits for data is the busier, the longer its steps; one that never waits tells only that
             # shorter ones will do.
             batch_ms *= ((TARGET + NEAR / 2) / busy) ** 2
+            if 0 < bad_ms < good_ms < float("inf"):
+                # The same step as before would leap over the right one again.
+                batch_ms = math.sqrt(bad_ms * good_ms)
         # Where none was kept busy, that is what is reported, with how busy it was.
         return good_ms if good_ms < float("inf") else batch_ms
 

@@ -213,7 +213,9 @@ class Loading:
         )
 
     def done(self) -> int:
-        return self.loader.samples_done - self._done_before
+        # Some make their loader while they prepare, and a live display asks before that.
+        loader: Loader | None = getattr(self, "loader", None)
+        return 0 if loader is None else loader.samples_done - self._done_before
 
 
 class Training(Loading):

@@ -1,15 +1,19 @@
-"""A storage in memory and a data set in it: for tests, and importable by the workers that they start."""
+"""A storage in memory and a data set in it, for tests, and importable by the workers that they start; virtual time."""
 
+import contextlib
 import io
 import os
 import time
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
 from dnnbench.catalog import Catalog, Group, Names
+from dnnbench.datasets import passes
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
+from dnnbench.training import emulated
 
 LABELS = ("roses", "tulips")
 
@@ -96,3 +100,73 @@ def bound(dataset, count, **storage_options):
 def shades(batches):
     """The shade of every image of the batches, in their order: the sample's index, below 256."""
     return [int(value) for images, _ in batches for value in np.asarray(images)[:, 0, 0]]
+
+
+class VirtualTime:
+    """In the place of the module ``time``: it passes where somebody sleeps, and nowhere else.
+
+    Each sleep takes ``late_ns`` longer than it should; ``early``: it wakes when half of its time is over.
+    """
+
+    def __init__(self, late_ns=0, early=False):
+        self.now_ns, self.late_ns, self.early = 0, late_ns, early
+
+    def perf_counter_ns(self):
+        return self.now_ns
+
+    def sleep(self, seconds):
+        slept_ns = round(seconds * 1e9)
+        self.now_ns += max(slept_ns // 2, 1) if self.early else slept_ns + self.late_ns
+
+    @contextlib.contextmanager
+    def passing(self):
+        """Within it, loaders and emulated accelerators live in this time."""
+        with mock.patch.object(passes, "time", self), mock.patch.object(emulated, "time", self):
+            yield self
+
+
+class VirtualLoader(passes.MeteredPasses):
+    """``workers`` make batches of ``catalog``, each its own one after the other, in ``making_ns`` of virtual time.
+
+    They are ahead of the loop by at most ``ahead`` batches; 0: a batch is made when it is asked for. ``steady``: they
+    begin one after the other, so that the batches come evenly.
+    """
+
+    num_workers = 0
+
+    def __init__(self, clock, catalog, batch_size, making_ns, workers=1, ahead=None, steady=False):
+        super().__init__()
+        self.clock, self.catalog, self.batch_size, self.making_ns = clock, catalog, batch_size, making_ns
+        self.workers, self.ahead, self.steady = workers, len(catalog) if ahead is None else ahead, steady
+        self.expected_samples, self.started, self.closed = len(catalog), 0, 0
+
+    def __len__(self):
+        return (len(self.catalog) + self.batch_size - 1) // self.batch_size
+
+    def start_workers(self):
+        self.started += 1
+        return 0.0
+
+    def close(self):
+        self.closed += 1
+
+    def _start_pass(self, number):
+        start_ns = self.clock.now_ns
+        made_ns, taken_ns = [], []
+        for i in range(len(self)):
+            begun_ns = made_ns[i - self.workers] if i >= self.workers else start_ns
+            if i >= self.ahead:
+                begun_ns = max(begun_ns, taken_ns[i - self.ahead] if self.ahead else self.clock.now_ns)
+            first = self.steady and i < self.workers
+            made_ns.append(begun_ns + (self.making_ns * (i + 1) // self.workers if first else self.making_ns))
+            # In order, as loaders give them.
+            self.clock.now_ns = max(self.clock.now_ns, made_ns[-1])
+            taken_ns.append(self.clock.now_ns)
+            yield range(i * self.batch_size, min((i + 1) * self.batch_size, len(self.catalog)))
+
+    def _unpack(self, received, epoch):
+        sizes_bytes = [int(self.catalog.sizes_bytes[i]) for i in received]
+        epoch.tally.latency_ns.extend([self.making_ns // self.batch_size] * len(sizes_bytes))
+        epoch.tally.read_bytes += sum(sizes_bytes)
+        self._saw(epoch, list(received))
+        return np.zeros((len(sizes_bytes), 1, 1), np.uint8), np.zeros(len(sizes_bytes), np.int64)

@@ -23,7 +23,9 @@ from dnnbench.models.tensorflow import ConvNet, NeuralNetwork
 from dnnbench.storage import CorruptError, Entry
 from dnnbench.trained import Trained, TrainedModelError, save_trained
 from dnnbench.training import tensorflow_build
+from dnnbench.training.emulated import Emulation
 from dnnbench.training.tensorflow import DNNTrain, RandomAccessDatasetTrain, resolve_device
+from dnnbench.workloads import Training
 
 ROOT = Path(__file__).parent.parent
 COUNT = 22
@@ -397,6 +399,29 @@ def test_the_step_is_compiled_once_before_training_for_batches_of_any_length():
     trainer.train()
     assert model.traces == traces
     assert len(trainer.history) == 2
+
+
+def test_an_emulated_accelerator_is_built_in_and_computes_nothing():
+    settings = ["training.name=EmulatedAccelerator", "training.batch_compute_ms=2", "framework.epochs=2"]
+    config = expand_settings({}, [*settings, "framework.batch_size=8", "dataset.image_dimension=[4,4]"])[0].config
+    dataset = _bound()
+    pipeline = tensorflow_build.make_loader(config, dataset.storage, dataset.catalog, "random")
+    trainer = tensorflow_build.make_trainer(config, pipeline, 2)
+    assert isinstance(trainer, Emulation)
+    assert isinstance(trainer, DNNTrain)
+    weights = [weight.numpy() for weight in trainer.model.trainable_weights]
+    workload = Training(dataset.storage, dataset.catalog, pipeline, trainer, "train")
+    workload.prepare(0)
+    assert pipeline.samples_done == 0
+    workload.run()
+    finished = workload.account()
+    assert [epoch.samples for epoch in finished.epochs] == [COUNT, COUNT]
+    # Three batches, of which none may take less than it should.
+    assert all(epoch.compute_ns >= 3 * 2_000_000 for epoch in finished.epochs)
+    told = finished.accelerator
+    assert (told["batch_compute_ms"], told["steps"]) == (2, 3)
+    assert 0 < told["utilization_uncorrected"] <= told["utilization"] <= 1
+    assert all(np.array_equal(*pair) for pair in zip(weights, trainer.model.trainable_weights, strict=True))
 
 
 class Meeting(MemoryStorage):

@@ -1,5 +1,6 @@
 """The benchmarks as a user runs them: what the result file holds, and what bad input says."""
 
+import csv
 import io
 import json
 import os
@@ -99,6 +100,7 @@ def test_every_benchmark_says_what_it_read(measured):
             assert {r["bytes"] for r in info["per_round"]} == {expected}
     assert {kind: len(names) for kind, names in kinds.items()} == {
         "test_listing": 1, "test_read": 4, "test_loader": 4, "test_training": 2, "test_inference": 2,
+        "test_ladder": 2, "test_accelerator": 2,
     }  # fmt: skip
 
 
@@ -165,18 +167,122 @@ def test_a_frameworks_own_key_is_an_axis_of_that_framework_alone(data):
     assert "test_loader[fs-posix-tf-random]" in ids
 
 
+def test_how_a_loader_reads_and_decodes_is_an_axis_of_loaders_and_not_of_reading(data):
+    sweeps = ("framework.PyTorch.reading=plain,concurrent", "dataset.decode=full,reduced")
+    ids = collected(f"--dnn-config={data[1]}", "--dnn-autoscale", *(f"--dnn-set={sweep}" for sweep in sweeps))
+    by_kind = {}
+    for one in ids:
+        by_kind.setdefault(one.partition("[")[0], []).append(one.partition("[")[2].rstrip("]"))
+    both = [
+        f"-reading={reading}-decode={decode}" for reading in ("plain", "concurrent") for decode in ("full", "reduced")
+    ]
+    for kind in ("training", "inference", "ladder", "accelerator", "autoscale_loader"):
+        assert by_kind[f"test_{kind}"] == [f"fs-posix-torch-random{both_of}" for both_of in both]
+    assert by_kind["test_loader"] == [
+        f"fs-posix-torch-{access}{both_of}" for access in ("random", "sequential") for both_of in both
+    ]
+    assert by_kind["test_listing"] == by_kind["test_autoscale_read"] == ["fs-posix"]
+    assert by_kind["test_read"] == [f"fs-posix-{concurrency}" for concurrency in ("serial", "c1", "c8", "c32")]
+
+
+def test_the_page_cache_is_an_axis_of_the_knee_of_reads_as_of_any_read(data):
+    sweep = "--dnn-set=execution.cache=cold,warm"
+    ids = collected(f"--dnn-config={data[1]}", "--dnn-autoscale", sweep, "-k", "autoscale_read or read and c1")
+    assert sorted(ids) == [
+        *(f"test_autoscale_read[fs-posix-cache={cache}]" for cache in ("cold", "warm")),
+        *(f"test_read[fs-posix-cache={cache}-c1]" for cache in ("cold", "warm")),
+    ]
+
+
+def test_knees_are_looked_for_only_where_they_are_asked_for(data):
+    arguments = ("--collect-only", f"--dnn-config={data[1]}")
+    done = bench(*arguments)
+    assert "autoscale" not in done.stdout + done.stderr
+    assert "switches off" not in done.stdout
+    assert "test_read[fs-posix-c1]" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "nan", "fast", "5ms"])
+def test_a_bound_of_latency_that_is_none_is_one_line(data, tmp_path, value):
+    out = tmp_path / "out.json"
+    done = bench(f"--dnn-config={data[1]}", f"--dnn-autoscale={value}", f"--benchmark-json={out}", "-k", "listing")
+    _fails(done, out, "--dnn-autoscale", value)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "fast", "true"])
+def test_an_accelerators_step_that_takes_no_time_is_one_line(data, tmp_path, value):
+    out = tmp_path / "out.json"
+    setting = f"--dnn-set=training.batch_compute_ms={value}"
+    done = bench(f"--dnn-config={data[1]}", setting, f"--benchmark-json={out}", "-k", "listing")
+    _fails(done, out, "training.batch_compute_ms: found", value, "expected")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """(records by name, what the run printed, the spreadsheet's rows) of the benchmarks that look for something."""
+    folder = tmp_path_factory.mktemp("searched")
+    out = folder / "out.json"
+    done = bench(
+        f"--dnn-config={make_data(folder)}", f"--benchmark-json={out}", f"--dnn-set=metrics.path={folder}/all.csv",
+        # No read is as fast as that, so that the way to the knee is short.
+        "--dnn-autoscale=0.000001", "-k", "autoscale or ladder or accelerator or read and c1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {one["name"]: one["extra_info"] for one in json.loads(out.read_text())["benchmarks"]}
+    with (folder / "all.csv").open(newline="") as file:
+        return records, done.stdout, list(csv.DictReader(file))
+
+
+def test_what_a_run_looked_for_is_in_its_result(searched):
+    records, _, _ = searched
+    assert sorted(records) == [
+        "test_accelerator[fs-posix-torch-random]",
+        "test_autoscale_loader[fs-posix-torch-random]",
+        "test_autoscale_read[fs-posix]",
+        "test_ladder[fs-posix-torch-random]",
+        "test_read[fs-posix-c1]",
+    ]
+    read, loader = records["test_autoscale_read[fs-posix]"], records["test_autoscale_loader[fs-posix-torch-random]"]
+    for figures, unit in ((read, "concurrency"), (loader, "num_workers")):
+        assert (figures["knee"][unit], figures["knee"]["stopped_by"]) == (1, "p99")
+        assert figures["objects"] == figures["catalog"]["objects"] == 8
+        assert figures["rounds"] == 1
+    assert {name.partition("[")[0] for name, one in records.items() if "client_bound" in one} == {
+        "test_autoscale_read", "test_read",
+    }  # fmt: skip
+    told = records["test_accelerator[fs-posix-torch-random]"]["accelerator"]
+    assert told["trials"]
+    assert 0 < told["utilization"] <= 1
+    assert records["test_ladder[fs-posix-torch-random]"]["ladder"]["verdict"]["limit"]
+
+
+def test_what_a_run_looked_for_is_told_below_the_table_and_in_the_spreadsheet(searched):
+    records, stdout, rows = searched
+    verdict = records["test_ladder[fs-posix-torch-random]"]["ladder"]["verdict"]
+    assert f"fs (posix), torch ladder: {verdict['sentence']}" in stdout
+    assert re.search(r"^fs +posix +torch ladder .* limit: " + verdict["limit"] + "$", stdout, re.MULTILINE)
+    assert re.search(r"^fs \(posix\), torch accelerator: .* kept busy to 90%", stdout, re.MULTILINE)
+    assert re.search(r"^fs \(posix\), read knee c1: 1: .*/s \(more pass the bound of p99\)$", stdout, re.MULTILINE)
+    assert re.search(r"^fs \(posix\), torch loader knee w1: 1: .*/s \(more pass", stdout, re.MULTILINE)
+    by_kind = {row["benchmark"].partition("[")[0]: row for row in rows}
+    assert by_kind["test_ladder"]["limit"] == verdict["limit"]
+    assert by_kind["test_read"]["client_bound"] in ("True", "False")
+    assert by_kind["test_accelerator"]["client_bound"] == by_kind["test_read"]["limit"] == ""
+
+
 @pytest.mark.parametrize(
     ("step", "gone"),
     [
-        ("training", {"test_training"}),
+        ("training", {"test_ladder", "test_training"}),
         ("inference", {"test_inference"}),
-        ("model", {"test_training", "test_inference"}),
+        ("model", {"test_ladder", "test_training", "test_inference"}),
     ],
 )
 def test_a_step_that_is_switched_off_is_deselected_and_the_run_says_so(data, step, gone):
     done = bench("--collect-only", f"--dnn-config={data[1]}", f"--dnn-set=execution.steps.{step}=false")
     kinds = set(re.findall(r"(test_\w+)\[", done.stdout))
-    assert kinds == {"test_listing", "test_read", "test_loader", "test_training", "test_inference"} - gone
+    kept = {"test_listing", "test_read", "test_loader", "test_training", "test_inference"}
+    assert kinds == {*kept, "test_ladder", "test_accelerator"} - gone
     assert f"execution.steps switches off {', '.join(sorted(gone))}" in done.stdout
 
 

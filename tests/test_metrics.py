@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 from dnnbench.config import Config, Variant
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics import NS, EpochFigures, Inference, Round, Tally, check_pass, percentiles_ms, record
+from dnnbench.metrics import (
+    NS,
+    EpochFigures,
+    Inference,
+    Round,
+    Tally,
+    check_pass,
+    client_bound,
+    percentiles_ms,
+    record,
+)
 
 MIB = 1024 * 1024
 S = 1_000_000_000
@@ -313,3 +323,91 @@ def test_a_run_beside_others_is_called_disturbed(others_ns, wall_ns, disturbed):
     assert figures["disturbed"] is disturbed
     expected = None if disturbed is None else pytest.approx(others_ns / wall_ns / 2)
     assert figures["others_cpu_share"] == expected
+
+
+READS_OF = {
+    "in_flight": 1, "latency_p50_ms": 10.0, "cpu_s_per_object": 0.001, "own_cores": 0.1, "all_cores": 0.2,
+    "cores": 4, "one_core": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound"),
+    [
+        ({}, False),
+        # One at a time, and half of a read or more is the client's own work.
+        ({"cpu_s_per_object": 0.00499}, False),
+        ({"cpu_s_per_object": 0.005}, True),
+        ({"cpu_s_per_object": 0.005, "in_flight": 2}, False),
+        # All of the processors that it can use: one, or those of the machine.
+        ({"own_cores": 0.8, "one_core": True}, True),
+        ({"own_cores": 0.79, "one_core": True}, False),
+        ({"own_cores": 0.8, "all_cores": 0.8}, False),
+        ({"own_cores": 3.2, "all_cores": 3.2, "in_flight": 32}, True),
+        ({"own_cores": 3.19, "all_cores": 3.2, "in_flight": 32}, False),
+        # Nobody gets more of a machine that is full, and half of what fills it is the client.
+        ({"own_cores": 1.8, "all_cores": 3.6, "in_flight": 32}, True),
+        ({"own_cores": 1.79, "all_cores": 3.6, "in_flight": 32}, False),
+        ({"own_cores": 2.0, "all_cores": 3.59, "in_flight": 32}, False),
+        ({"own_cores": 0.1, "all_cores": 4.0}, False),
+    ],
+    ids=str,
+)
+def test_reads_are_limited_by_the_clients_own_processor_time_by_one_of_three_rules(changes, bound):
+    assert client_bound(**READS_OF | changes) is bound
+
+
+shares = st.floats(0, 4)
+
+
+@given(
+    st.integers(1, 64), st.floats(0.01, 100), shares, shares, shares, st.integers(1, 8), st.booleans(), st.floats(1, 3)
+)
+def test_more_work_of_the_client_never_clears_it(in_flight, p50_ms, cpu_s, own, others, cores, one_core, times):
+    given_reads = {
+        "in_flight": in_flight, "latency_p50_ms": p50_ms, "cpu_s_per_object": cpu_s, "own_cores": own,
+        "all_cores": own + others, "cores": cores, "one_core": one_core,
+    }  # fmt: skip
+    more = given_reads | {
+        "cpu_s_per_object": cpu_s * times, "own_cores": own * times, "all_cores": own * times + others
+    }  # fmt: skip
+    assert client_bound(**given_reads) <= client_bound(**more)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "one_core", "cpu_s", "bound"),
+    [
+        (1, False, 0.04, False),  # of a hundred reads in a second, each of which takes a millisecond
+        (1, False, 0.06, True),
+        (8, False, 0.9, False),
+        (8, True, 0.9, True),
+        (8, False, 1.7, True),  # of two cores
+    ],
+)
+def test_the_record_of_raw_reads_tells_whether_the_client_limits_them(in_flight, one_core, cpu_s, bound):
+    rounds = [reading(100, in_flight=in_flight, one_core=one_core, process_cpu_ns=int(cpu_s * S)) for _ in range(3)]
+    assert measured(*rounds)["client_bound"] is bound
+
+
+def test_the_work_of_others_counts_where_the_machine_is_full():
+    one = reading(100, in_flight=8, process_cpu_ns=int(1.1 * S), others_cpu_ns=int(0.8 * S))
+    assert measured(one)["client_bound"] is True
+    one.others_cpu_ns = int(0.6 * S)
+    assert measured(one)["client_bound"] is False
+
+
+@pytest.mark.parametrize("kind", ["listing", "loader", "training", "inference"])
+def test_what_is_no_raw_read_has_no_such_mark(kind):
+    rounds = KINDS[kind]()
+    for one in rounds:
+        one.process_cpu_ns = 10 * S
+    assert "client_bound" not in measured(*rounds)
+    assert "client_bound" not in measured(reading(0, in_flight=1))
+
+
+@pytest.mark.parametrize("name", ["ladder", "accelerator", "knee"])
+def test_what_a_round_found_goes_into_the_record_and_only_there(name):
+    figures = measured(reading(**{name: {"found": 1}}))
+    assert figures[name] == {"found": 1}
+    assert {"ladder", "accelerator", "knee"} & set(figures) == {name}
+    assert not {"ladder", "accelerator", "knee"} & set(measured(reading()))

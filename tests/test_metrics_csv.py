@@ -20,12 +20,15 @@ IDENTITY = {
 }  # fmt: skip
 
 
-def figures(learned=(), listed_bytes=None, inference=None, **identity):
-    """A record of one round; each of ``learned`` is an epoch's loss and accuracy. Epoch ``i`` (from 0) took i + 1 s."""
+def figures(learned=(), listed_bytes=None, inference=None, of_round=None, **identity):
+    """A record of one round; each of ``learned`` is an epoch's loss and accuracy. Epoch ``i`` (from 0) took i + 1 s.
+
+    ``of_round``: what else the round has.
+    """
     epochs = [EpochFigures(10, 10 * MIB, (i + 1) * S, S, i * S, S // 2, **one) for i, one in enumerate(learned)]
     passes = max(len(epochs), 1)
     tally = Tally(array("q", [10**6] * 10 * passes), 10 * MIB * passes, Counter(GET=10 * passes))
-    one = Round(10 * passes, tally, listed_bytes, epochs, inference, wall_ns=8 * S, cache="cold")
+    one = Round(10 * passes, tally, listed_bytes, epochs, inference, wall_ns=8 * S, cache="cold", **of_round or {})
     return IDENTITY | identity | record([one], cores=2, peak_memory_bytes=MIB)
 
 
@@ -88,6 +91,21 @@ def test_swept_settings_are_words():
 def test_a_row_tells_when_in_utc():
     (row,) = rows("test_read[fs]", figures())
     assert datetime.datetime.fromisoformat(row["time_utc"]).utcoffset() == datetime.timedelta(0)
+
+
+@pytest.mark.parametrize(("cpu_ns", "text"), [(0, "False"), (16 * S, "True")])
+def test_a_raw_read_tells_whether_the_client_limits_it(path, cpu_ns, text):
+    of_round = {"in_flight": 8, "process_cpu_ns": cpu_ns}
+    append(path, rows("test_read[fs]", figures(of_round=of_round)) + rows("test_training[fs]", figures(LEARNED)))
+    assert [row["client_bound"] for row in read(path)] == [text, "", "", ""]
+
+
+def test_a_ladder_tells_what_limits(path):
+    of_round = {"ladder": {"samples": 10, "verdict": {"limit": "storage latency", "gain": 2.0}}}
+    (row,) = rows("test_ladder[fs]", figures([{}], of_round=of_round))
+    append(path, [row, *rows("test_read[fs]", figures())])
+    assert [row["limit"] for row in read(path)] == ["storage latency", ""]
+    assert set(row) <= set(COLUMNS)
 
 
 def test_every_figure_of_a_row_has_its_column():

@@ -287,7 +287,7 @@ class Training(Section):
     """``training``: the trainer's class; ``batch_compute_ms`` is what a step of ``EmulatedAccelerator`` takes."""
 
     name: NonEmptyStr = "RandomAccessDatasetTrain"
-    batch_compute_ms: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)] = 50.0
+    batch_compute_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
 
 
 class Metrics(Section):

@@ -39,7 +39,7 @@ class Emulation:
 
     def warm_up(self) -> None:
         """Measures by how much a step takes longer here than it should, with batches that are there already."""
-        steps = max(min(FLOOR_STEPS, int(FLOOR_S * 1e3 / self.batch_compute_ms)), 3)
+        steps = int(max(min(FLOOR_STEPS, FLOOR_S * 1e3 / self.batch_compute_ms), 3))
         batch = np.zeros((1, 1, 1), np.uint8), np.zeros(1, np.int64)
         batches = MemoryBatches([batch] * steps)
         self._run(batches)

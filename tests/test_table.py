@@ -1,0 +1,100 @@
+"""The table's words: what is beside the figures and below them, for made-up figures."""
+
+import pytest
+
+from dnnbench.knee import Step, find_knee
+from fixtures.table import _explain, layout, row
+
+FIGURES = {
+    "storage": "aws", "client": "boto3", "what": "read c8", "swept": {}, "cache": "unknown", "objects_per_s": 1234.5,
+    "mib_per_s": 12.34, "latency_p50_ms": 1.5, "latency_p99_ms": 123.4, "errors": 0, "retries": 0,
+    "catalog": {"left_out": {}}, "disturbed": None, "others_cpu_share": None,
+}  # fmt: skip
+SENTENCE = "decode limits, at 100 samples/s; without it compute would, at 2.0 times that; try first: sleep"
+LADDER = {"what": "torch ladder", "ladder": {"verdict": {"limit": "decode", "sentence": SENTENCE}}}
+EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8}
+FASTEST = EMULATED | {"target": 0.9, "kept_busy": True, "samples_per_s": 2560.0, "trials": [{"utilization": 0.914}]}
+
+
+def mark(**figures):
+    """What is beside the figures."""
+    return row(FIGURES | figures)[-1]
+
+
+def below(*several):
+    """What is written below the table."""
+    lines = []
+    reporter = type("Reporter", (), {"write_line": staticmethod(lines.append)})
+    _explain(reporter, [FIGURES | one for one in several])
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({}, ""),
+        ({"client_bound": False}, ""),
+        ({"client_bound": True}, "client-bound"),
+        (LADDER, "limit: decode"),
+        ({"accelerator": FASTEST}, "keeps 2,560/s busy"),
+        ({"accelerator": FASTEST | {"kept_busy": False}}, ""),
+        # A training with an emulated accelerator of a given speed looks for none.
+        ({"accelerator": EMULATED}, ""),
+    ],
+    ids=["nothing", "not bound", "bound", "ladder", "accelerator", "not busy", "emulated"],
+)
+def test_a_mark_stands_at_the_end_of_the_line(figures, expected):
+    assert mark(**figures) == expected
+    header, line = layout([row(FIGURES | figures)])
+    assert line.endswith(expected)
+    assert line == line.rstrip()
+    assert header.startswith("storage")
+
+
+def test_nothing_to_say_is_no_line():
+    assert below({}, {"client_bound": False}, {"accelerator": EMULATED}) == []
+
+
+def test_readings_that_the_client_limits_are_counted_below():
+    (line,) = below({"client_bound": True}, {}, {"client_bound": True}, {"client_bound": False})
+    assert line.startswith("client-bound: 2 of the readings ")
+    assert "nothing about the storage" in line
+
+
+def test_a_ladder_says_its_sentence_and_whose_it_is():
+    assert below(LADDER, {}) == [f"aws (boto3), torch ladder: {SENTENCE}"]
+
+
+def test_an_accelerator_that_is_kept_busy_is_told_with_its_speed_and_how_busy_it_was():
+    (line,) = below({"what": "torch accelerator", "accelerator": FASTEST})
+    assert line.startswith("aws (boto3), torch accelerator: the fastest of the accelerators tried ")
+    for words in ("kept busy to 90%", " takes 2,560 samples/s (12.5 ms a batch)", "busy 91% of its epoch"):
+        assert words in line
+    assert "no accelerator" not in line
+
+
+def test_where_none_is_kept_busy_the_line_says_so():
+    told = FASTEST | {"kept_busy": False, "utilization": 0.5, "samples_per_s": 40.0, "batch_compute_ms": 800.0}
+    (line,) = below({"what": "tf accelerator", "accelerator": told})
+    assert line.startswith("aws (boto3), tf accelerator: no accelerator tried is kept busy to 90%; one takes ")
+    for words in ("40 samples/s (800 ms a batch)", "busy 50% of its epoch"):
+        assert words in line
+    assert "fastest" not in line
+
+
+@pytest.mark.parametrize(
+    ("rates", "most", "bound_ms", "why"),
+    [
+        ([100, 200, 200, 200], 1024, None, "1: 100/s, 2: 200/s, 4: 200/s, 8: 200/s (more bring no more)"),
+        ([100, 2000], 2, None, "1: 100/s, 2: 2,000/s (as many as are tried)"),
+        ([100, 200], 1024, 15, "1: 100/s, 2: 200/s (more pass the bound of p99)"),
+    ],
+)
+def test_a_knee_is_told_with_the_way_there_and_why_it_ended(rates, most, bound_ms, why):
+    found = find_knee(lambda level: Step(level, rates[level.bit_length() - 1], 5.0, 10.0 * level), most, bound_ms)
+    knee = found.record("concurrency")
+    assert below({"what": "read knee c2", "knee": knee}) == [f"aws (boto3), read knee c2: {why}"]
+
+
+def test_swept_settings_are_beside_what_was_measured():
+    assert row(FIGURES | {"swept": {"framework.PyTorch.reading": "plain"}})[2] == "read c8 reading=plain"
