@@ -1,5 +1,6 @@
 """The protocol of a storage, held against every storage and client. What is special to one has a test of its own."""
 
+import gc
 import os
 import pickle
 import socket
@@ -174,16 +175,17 @@ def test_read_many_reads_each_once(place, concurrency):
 def test_read_many_stops_at_the_first_error_and_leaves_no_thread(place):
     storage, prefix = place
     _fill(storage, prefix, {"x": b"1"})
-    before = threading.active_count()
+    before = set(threading.enumerate())
     items = [(f"{prefix}x", 1), (f"{prefix}gone", None), *[(f"{prefix}x", 1)] * 200]
     with pytest.raises(NotFoundError):
         list(storage.read_many(items, 4))
     tally = storage.meter.take()
-    readers = [thread for thread in threading.enumerate() if thread.name == "dnnbench-read"]
+    readers = [one for one in threading.enumerate() if one.name == "dnnbench-read" and one not in before]
     storage.close()
-    for thread in readers:
-        thread.join(10)
-    assert threading.active_count() <= before
+    for reader in readers:
+        reader.join(10)
+    assert readers
+    assert not any(reader.is_alive() for reader in readers)
     assert tally.requests[GETS[storage.name]] < 200
 
 
@@ -464,3 +466,55 @@ def test_keys_come_from_the_aws_chain(local_servers, monkeypatch, client):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     storage = S3Storage(bucket, S3Credentials(endpoint=credentials.endpoint), client)
     assert storage.read("chain.bin") == b"abc"
+
+
+def test_a_stream_gives_results_in_the_order_asked_for_and_holds_few():
+    storage = FsStorage()
+    begun = []
+
+    def call(item):
+        begun.append(item)
+        return -item
+
+    stream = storage.stream(call, 3)
+    stream.ask(range(20))
+    assert stream.take() == 0
+    stream.ask([100])
+    assert [stream.take() for _ in range(5)] == [-1, -2, -3, -4, -5]
+    # Six were taken, and twice three may be begun beyond them.
+    assert max(begun) < 6 + 6
+    assert [stream.take() for _ in range(15)] == [*range(-6, -20, -1), -100]
+    with pytest.raises(LookupError, match="nothing was asked for"):
+        stream.take()
+    stream.stop()
+
+
+def test_a_stream_raises_an_error_in_its_place_and_goes_on():
+    storage = FsStorage()
+    stream = storage.stream(lambda item: 1 // item, 2)
+    stream.ask([1, 0, 1])
+    assert stream.take() == 1
+    with pytest.raises(ZeroDivisionError):
+        stream.take()
+    assert stream.take() == 1
+    stream.ask([1] * 100)
+    stream.stop()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_stream_that_is_let_go_leaves_no_thread(stopped):
+    before = set(threading.enumerate())
+    storage = FsStorage()
+    stream = storage.stream(lambda item: item, 4)
+    stream.ask(range(8))
+    assert stream.take() == 0
+    readers = [one for one in threading.enumerate() if one not in before]
+    if stopped:
+        stream.stop()
+        storage.close()
+    del stream, storage
+    gc.collect()
+    for reader in readers:
+        reader.join(10)
+    assert len(readers) == 4
+    assert not any(reader.is_alive() for reader in readers)

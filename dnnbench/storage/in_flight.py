@@ -183,6 +183,8 @@ class Stream(Generic[T]):
     def __init__(self, readers: Readers, call: Callable[[Any], T], concurrency: int) -> None:
         self._readers, self._call, self._concurrency = readers, call, concurrency
         self._calls = readers.take(concurrency)
+        # A stream that nobody stops, such as of a loader that is let go, ends its threads itself.
+        self._end = weakref.finalize(self, _end, {concurrency: [self._calls]})
         self._waiting: deque[Any] = deque()
         self._done: SimpleQueue[tuple[int, T, BaseException | None]] = SimpleQueue()
         self._early: dict[int, tuple[T, BaseException | None]] = {}
@@ -214,7 +216,8 @@ class Stream(Generic[T]):
         self._waiting.clear()
         while self._arrived < self._begun:
             self._await_one()
-        self._readers.give_back(self._concurrency, self._calls)
+        if self._end.detach():
+            self._readers.give_back(self._concurrency, self._calls)
 
     def _begin(self) -> None:
         while self._waiting and self._begun - self._taken < AHEAD * self._concurrency:
