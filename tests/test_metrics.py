@@ -254,18 +254,22 @@ def test_own_reads_may_leave_out_a_little_and_no_more(read_bytes):
 
 KINDS = {
     "listing": lambda: [Round(3, Tally(requests=Counter(LIST=1)), listed_bytes=7, wall_ns=S)],
-    "read": lambda: [reading()],
+    "read": lambda: [reading(in_flight=8)],
+    "knee": lambda: [reading(in_flight=8, knee={"concurrency": 8})],
+    "ladder": lambda: [reading(epochs=[epoch()], ladder={"verdict": {}})],
+    "accelerator": lambda: [reading(epochs=[epoch()], accelerator={"utilization": 1.0})],
     "loader": lambda: [reading(epochs=[epoch()])],
     "training": training,
     "inference": inference,
 }
-READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference"}
+READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference", "ladder", "accelerator"}
 # What is not in the record of every benchmark, by the beginning of its key.
 ONLY_OF = {
     "bytes": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
     "first_step": LOADERS,
     "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS, "loss": {"training"},
     "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
+    "client_bound": {"read", "knee"}, "knee": {"knee"}, "ladder": {"ladder"}, "accelerator": {"accelerator"},
 }  # fmt: skip
 
 

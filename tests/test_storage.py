@@ -18,7 +18,9 @@ from dnnbench.storage import (
     StorageError,
     TransientError,
     UnreachableError,
+    s3_errors,
 )
+from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.fs import FsStorage
 from dnnbench.storage.s3 import CLIENTS, NOT_FORKED, S3Storage
@@ -425,6 +427,11 @@ def test_s3_answers_become_our_errors(answering_server, status, code, error, cli
     # Every attempt is a request, and what was tried again is a retry.
     assert tally.requests["GET"] == tally.retries + 1
     assert (tally.retries > 0) == (status == 503)
+    with pytest.raises(error):
+        list(storage.list("k/"))
+    tally = storage.meter.take()
+    assert tally.requests["LIST"] == tally.retries + 1
+    assert (tally.retries > 0) == (status == 503)
 
 
 @pytest.mark.parametrize("key", ["/lead.jpg", "folder/", "a//b.jpg", "a/../b.jpg"])
@@ -466,6 +473,34 @@ def test_keys_come_from_the_aws_chain(local_servers, monkeypatch, client):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     storage = S3Storage(bucket, S3Credentials(endpoint=credentials.endpoint), client)
     assert storage.read("chain.bin") == b"abc"
+
+
+def test_a_listing_that_breaks_off_is_begun_anew_after_its_last_key(monkeypatch):
+    monkeypatch.setattr(s3_errors, "BACK_OFF_S", 0)
+    keys, asked = [f"{i:03d}" for i in range(20)], []
+
+    def pages(start_after):
+        asked.append(start_after)
+        later = [key for key in keys if key > start_after]
+        for number, start in enumerate(range(0, len(later), 3)):
+            if number == 2 and len(asked) < 4:
+                raise TransientError("aws", "k/", "broke off")
+            yield [Entry(key, 1) for key in later[start : start + 3]]
+
+    meter = Meter()
+    assert [entry.key for page in s3_errors.resumed(meter, pages, "") for entry in page] == keys
+    assert asked == ["", "005", "011", "017"]
+    assert meter.take().retries == 3
+
+
+@pytest.mark.parametrize("pages", [[["b", "a"]], [["b"], ["a"]]])
+def test_a_listing_in_no_order_is_not_begun_anew(pages):
+    def broken(start_after):
+        yield from ([Entry(key, 1) for key in page] for page in pages)
+        raise TransientError("aws", "k/", "broke off")
+
+    with pytest.raises(TransientError):
+        list(s3_errors.resumed(Meter(), broken, ""))
 
 
 def test_a_stream_gives_results_in_the_order_asked_for_and_holds_few():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from dnnbench.catalog import Catalog
@@ -70,10 +69,13 @@ class ImageSamples:
         if self.fixed_image is not None:
             return self.fixed_image, self.catalog.label(index)
         key = self._key(index)
-        with self._telling_which(key):
+        try:
             image = self._read(key)
             if self.transform is not None:
                 image = self.transform(image)
+        except Exception as exc:
+            self._tell_which(key, exc)
+            raise
         return image, self.catalog.label(index)
 
     def read_samples(
@@ -96,10 +98,13 @@ class ImageSamples:
 
     def _sample_of(self, index: int, content: Any) -> tuple[Any, int]:
         """A sample of what was read."""
-        with self._telling_which(self._key(index)):
+        try:
             image = self.decode(bytes(content))
             if self.transform is not None:
                 image = self.transform(image)
+        except Exception as exc:
+            self._tell_which(self._key(index), exc)
+            raise
         return image, self.catalog.label(index)
 
     def _reads_the_usual_way(self) -> bool:
@@ -111,19 +116,13 @@ class ImageSamples:
     def _key(self, index: int) -> ListedKey:
         return ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
 
-    @contextmanager
-    def _telling_which(self, key: ListedKey) -> Iterator[None]:
-        """Says of which object an error is."""
-        try:
-            yield
-        except DecodeError as exc:
-            raise CorruptError(self.storage.label, key, str(exc)) from exc
-        except StorageError:
-            raise
-        except Exception as exc:
+    def _tell_which(self, key: ListedKey, error: Exception) -> None:
+        """Says of which object an error is; raises what is wrong with the object itself as the storage's."""
+        if isinstance(error, DecodeError):
+            raise CorruptError(self.storage.label, key, str(error)) from error
+        if not isinstance(error, StorageError):
             # A mistake of the user's own code, or an image that it cannot take: of which object, it seldom says.
-            exc.add_note(f"dnnbench: this happened with {key!r}")
-            raise
+            error.add_note(f"dnnbench: this happened with {key!r}")
 
     def _read(self, key: ListedKey) -> Any:
         if self.storage.name != "fs":

@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from dnnbench.storage.base import Meter
+from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import (
     DeniedError,
     MisconfiguredError,
@@ -86,8 +86,7 @@ def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 
     """
     for number in range(failed, MAX_ATTEMPTS):
         if number:
-            meter.retry()
-            time.sleep(random.random() * BACK_OFF_S * 2 ** (number - 1))
+            _back_off(meter, number)
         meter.request(verb, requests)
         try:
             return request()
@@ -95,3 +94,33 @@ def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 
             if number + 1 == MAX_ATTEMPTS:
                 raise
     raise AssertionError("more attempts have failed than are made")
+
+
+def resumed(
+    meter: Meter, pages: Callable[[str], Iterator[Sequence[Entry]]], start_after: str
+) -> Iterator[Sequence[Entry]]:
+    """The pages of a listing; where one breaks off, it is begun anew after the last key, `MAX_ATTEMPTS` times a page.
+
+    Keys that do not come in order say nothing of what has come: then the error is raised.
+    """
+    failed, in_order = 0, True
+    while True:
+        try:
+            for page in pages(start_after):
+                yield page
+                failed = 0
+                if page:
+                    in_order = in_order and page[0].key > start_after and page[-1].key >= page[0].key
+                    start_after = page[-1].key
+        except TransientError:
+            failed += 1
+            if failed == MAX_ATTEMPTS or not in_order:
+                raise
+            _back_off(meter, failed)
+        else:
+            return
+
+
+def _back_off(meter: Meter, failed: int) -> None:
+    meter.retry()
+    time.sleep(random.random() * BACK_OFF_S * 2 ** (failed - 1))

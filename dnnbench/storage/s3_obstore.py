@@ -18,7 +18,7 @@ from dnnbench.config import S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
-from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S, attempts
+from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S, attempts, resumed
 
 # The most keys that an answer to a listing holds; obstore does not tell of single answers.
 PAGE_KEYS = 1000
@@ -59,6 +59,9 @@ class ObstoreClient:
 
         obstore takes a prefix for a folder: what begins with its last part is picked here.
         """
+        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
+
+    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
         folder = prefix[: prefix.rfind("/") + 1]
         stream = iter(
             obstore.list(self._store(bucket), folder or None, offset=start_after or None, chunk_size=PAGE_KEYS)

@@ -18,7 +18,7 @@ from dnnbench.config import S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import NotFoundError, StorageError, TransientError
-from dnnbench.storage.s3_errors import MAX_ATTEMPTS, attempts
+from dnnbench.storage.s3_errors import MAX_ATTEMPTS, attempts, resumed
 
 # The library's default: larger objects come in several ranged requests of this size.
 PART_BYTES = 8 * 1024 * 1024
@@ -57,6 +57,9 @@ class TorchConnectorClient:
 
         The library cannot begin a listing in the middle: what comes before is listed and left out.
         """
+        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
+
+    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
         with self._errors(f"s3://{bucket}/{prefix}", listing=True):
             pages = iter(self._client.list_objects(bucket, prefix))
         while True:
