@@ -8,7 +8,7 @@ import itertools
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,8 @@ def _list(config: Config, storage: Any) -> tuple[str, Any]:
 
         name, label = storage.name, storage.label
 
-        def list(self, prefix: str) -> Any:
-            return itertools.islice(storage.list(prefix), ONE_PAGE)
+        def list_many(self, prefixes: Sequence[str], workers: int) -> Any:
+            return ((number, list(itertools.islice(storage.list(p), ONE_PAGE))) for number, p in enumerate(prefixes))
 
     page: Any = OnePage()
     sources, labels = sources_of(config, storage.name), config.dataset.label

@@ -273,7 +273,7 @@ def test_what_a_run_looked_for_is_told_below_the_table_and_in_the_spreadsheet(se
 @pytest.mark.parametrize(
     ("step", "gone"),
     [
-        ("training", {"test_ladder", "test_training"}),
+        ("training", {"test_accelerator", "test_ladder", "test_training"}),
         ("inference", {"test_inference"}),
         ("model", {"test_ladder", "test_training", "test_inference"}),
     ],

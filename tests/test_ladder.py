@@ -31,7 +31,7 @@ from dnnbench.storage.held import HeldStorage
 from dnnbench.trained import load_builder
 from dnnbench.training.torch import DNNTrain
 
-LATENCY_S = 0.05
+LATENCY_S = 0.03
 
 
 class FarStorage(MemoryStorage):
@@ -52,7 +52,7 @@ class NarrowStorage(MemoryStorage):
     def _read(self, key, size_bytes):
         with open(self.log, "ab") as way:
             fcntl.flock(way, fcntl.LOCK_EX)
-            time.sleep(LATENCY_S / 10)
+            time.sleep(LATENCY_S / 6)
         return self.contents[key]
 
 

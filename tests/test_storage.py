@@ -72,8 +72,10 @@ def test_lists_more_than_one_page(place):
     keys = {f"many/{i:05d}.jpg" for i in range(1050)}
     for _ in storage.read_many([], 1):
         raise AssertionError("nothing was asked for")
-    for key in keys:
-        storage.write(prefix + key, b"")
+    # Of the three, boto3 writes a small object with the fewest requests.
+    writer = S3Storage(storage.bucket, storage.credentials) if storage.name == "aws" else storage
+    for _ in writer.in_flight(lambda key: writer.write(prefix + key, b""), keys, 8):
+        pass
     assert {entry.key for entry in storage.list(f"{prefix}many/")} == {prefix + key for key in keys}
 
 
@@ -416,10 +418,11 @@ def test_s3_a_credential_that_no_request_can_carry_is_not_shown(monkeypatch):
         (503, "SlowDown", StorageError),
     ],
 )
-def test_s3_answers_become_our_errors(answering_server, status, code, error, client):
+def test_s3_answers_become_our_errors(answering_server, monkeypatch, status, code, error, client):
     url = answering_server(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>")
     credentials = S3Credentials(endpoint=url, access_key="AKIDEXAMPLE", secret_key="verysecret")
     storage = S3Storage("bucket", credentials, client)
+    monkeypatch.setattr(s3_errors, "BACK_OFF_S", 0)
     with pytest.raises(error) as caught:
         storage.read("k")
     assert "verysecret" not in str(caught.value)

@@ -60,11 +60,15 @@ class TorchConnectorClient:
         return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
 
     def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
-        with self._errors(f"s3://{bucket}/{prefix}", listing=True):
-            pages = iter(self._client.list_objects(bucket, prefix))
+        pages: Iterator[Any] | None = None
         while True:
             with self._errors(f"s3://{bucket}/{prefix}", listing=True):
-                page = next(pages, None)
+                pages = pages or iter(self._client.list_objects(bucket, prefix))
+                try:
+                    page = next(pages, None)
+                except S3Exception:
+                    self._meter.request("LIST")
+                    raise
             if page is None:
                 return
             self._meter.request("LIST")
