@@ -9,7 +9,7 @@ EVERYWHERE = {"schema", "what", "storage", "client", "cache", "objects", "wall_s
               "catalog"}  # fmt: skip
 READS = {"bytes", "mib_per_s", "latency_count", "latency_p50_ms", "latency_p99_9_ms", "latency_max_ms"}
 LOADERS = {"samples_per_s", "first_batch_s", "waiting_s", "computing_s", "epochs"}
-OF_FRAMEWORKS = ("test_loader", "test_training", "test_inference", "test_ladder", "test_accelerator")
+OF_FRAMEWORKS = ("test_loader", "test_training", "test_inference", "test_ladder")
 LIMITS = {"storage latency", "storage bandwidth", "client CPU", "decode", "loader overhead", "compute"}
 
 
@@ -32,8 +32,6 @@ def problems(result: dict) -> list[str]:
             found.append(f"{name}: does not say whether the client limits it")
         if kind == "test_ladder" and info["ladder"]["verdict"]["limit"] not in LIMITS:
             found.append(f"{name}: no verdict")
-        if kind == "test_accelerator" and not 0 < info["accelerator"]["utilization"] <= 1:
-            found.append(f"{name}: no accelerator utilization")
         if kind in ("test_training", "test_inference") and info["accuracy"] < 0.5:
             found.append(f"{name}: the network learned nothing (accuracy {info['accuracy']:.2f}, chance is 0.2)")
     kinds = [("test_listing", ""), ("test_read", ""), *((k, f) for k in OF_FRAMEWORKS for f in ("torch", "tf"))]

@@ -585,3 +585,9 @@ def test_a_json_that_cannot_be_written_fails_before_measuring():
     done = bench("--benchmark-json=/proc/out.json", "-k", "listing and fs")
     assert done.returncode != 0
     assert "/proc/out.json: cannot be written" in done.stdout + done.stderr
+
+
+def test_the_embedded_default_is_asked_for_no_accelerator_unless_by_name():
+    assert "test_accelerator" not in bench("--collect-only").stdout
+    asked = bench("--collect-only", "-k", "accelerator").stdout
+    assert asked.count("test_accelerator[") == 6
