@@ -43,7 +43,34 @@ class Readers:
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1 (found {concurrency})")
-        return _Job(call, iter(items), concurrency, in_order).run(self)
+        return self._results(call, iter(items), concurrency, in_order)
+
+    def _results(
+        self, call: Callable[[Any], T], items: Iterator[Any], concurrency: int, in_order: bool
+    ) -> Iterator[tuple[int, T]]:
+        calls = _Calls(self, call, concurrency)
+        try:
+            for item in itertools.islice(items, AHEAD * concurrency):
+                calls.begin(item)
+            early: dict[int, T] = {}
+            expected = 0
+            while calls.outstanding:
+                position, result, error = calls.await_one()
+                if error is not None:
+                    raise error
+                ready = [(position, result)]
+                if in_order:
+                    early[position] = result
+                    ready = []
+                    while expected in early:
+                        ready.append((expected, early.pop(expected)))
+                        expected += 1
+                for one in ready:
+                    for item in itertools.islice(items, 1):
+                        calls.begin(item)
+                    yield one
+        finally:
+            calls.stop()
 
     def each(self, call: Callable[[Any], object], items: Sequence[Any], concurrency: int) -> None:
         """Calls ``call(item)`` for every item, with ``concurrency`` calls at a time, and returns when all are done.
@@ -53,39 +80,29 @@ class Readers:
         """
         remaining = iter(items)
         stopped = threading.Event()
-        done: SimpleQueue[BaseException | None] = SimpleQueue()
 
-        def drain() -> None:
-            error: BaseException | None = None
+        def drain(_: int) -> None:
             try:
                 # One step of a sequence's iterator is one of the interpreter's, so threads may share it.
                 for item in remaining:
                     if stopped.is_set():
-                        break
+                        return
                     call(item)
-            except BaseException as exc:
+            except BaseException:
                 stopped.set()
-                error = exc
-            done.put(error)
+                raise
 
-        calls = self.take(concurrency)
-        errors: list[BaseException] = []
-        running = concurrency
+        calls = _Calls(self, drain, concurrency)
         try:
-            for _ in range(concurrency):
-                calls.put(drain)
-            while running:
-                error = done.get()
-                running -= 1
+            for number in range(concurrency):
+                calls.begin(number)
+            while calls.outstanding:
+                _, _, error = calls.await_one()
                 if error is not None:
-                    errors.append(error)
+                    raise error
         finally:
             stopped.set()
-            for _ in range(running):
-                done.get()
-            self.give_back(concurrency, calls)
-        if errors:
-            raise errors[0]
+            calls.stop()
 
     def take(self, concurrency: int) -> SimpleQueue[Any]:
         """The queue of ``concurrency`` threads that nobody else uses."""
@@ -123,106 +140,39 @@ def _work(calls: SimpleQueue[Any]) -> None:
         del task
 
 
-class _Job(Generic[T]):
-    """One use of the threads."""
-
-    def __init__(self, call: Callable[[Any], T], items: Iterator[Any], concurrency: int, in_order: bool) -> None:
-        self._call, self._items, self._concurrency, self._in_order = call, enumerate(items), concurrency, in_order
-        self._done: SimpleQueue[tuple[int, T, BaseException | None]] = SimpleQueue()
-        self._stopped = False
-
-    def call_one(self, position: int, item: Any) -> None:
-        result: Any = None
-        error: BaseException | None = None
-        if not self._stopped:
-            try:
-                result = self._call(item)
-            except BaseException as exc:
-                error = exc
-        self._done.put((position, result, error))
-
-    def run(self, readers: Readers) -> Iterator[tuple[int, T]]:
-        calls = readers.take(self._concurrency)
-        outstanding = 0
-        try:
-            early: dict[int, T] = {}
-            expected = 0
-            for first in itertools.islice(self._items, AHEAD * self._concurrency):
-                calls.put(partial(self.call_one, *first))
-                outstanding += 1
-            while outstanding:
-                position, result, error = self._done.get()
-                outstanding -= 1
-                if error is not None:
-                    raise error
-                ready = [(position, result)]
-                if self._in_order:
-                    early[position] = result
-                    ready = []
-                    while expected in early:
-                        ready.append((expected, early.pop(expected)))
-                        expected += 1
-                for one in ready:
-                    if (item := next(self._items, None)) is not None:
-                        calls.put(partial(self.call_one, *item))
-                        outstanding += 1
-                    yield one
-        finally:
-            self._stopped = True
-            for _ in range(outstanding):
-                self._done.get()
-            readers.give_back(self._concurrency, calls)
-
-
-class Stream(Generic[T]):
-    """Calls whose results are taken in the order in which they were asked for, ``concurrency`` of them at a time.
-
-    No more than ``AHEAD * concurrency`` are begun and not yet taken. For one thread; `stop` gives back the threads.
-    """
+class _Calls(Generic[T]):
+    """Threads that nobody else uses, the calls that they were given, and what came of them. `stop` gives them back."""
 
     def __init__(self, readers: Readers, call: Callable[[Any], T], concurrency: int) -> None:
         self._readers, self._call, self._concurrency = readers, call, concurrency
-        self._calls = readers.take(concurrency)
-        # A stream that nobody stops, such as of a loader that is let go, ends its threads itself.
-        self._end = weakref.finalize(self, _end, {concurrency: [self._calls]})
-        self._waiting: deque[Any] = deque()
+        self._queue = readers.take(concurrency)
+        # Threads that nobody gives back, such as those of a loader that is let go, are ended.
+        self._end = weakref.finalize(self, _end, {concurrency: [self._queue]})
         self._done: SimpleQueue[tuple[int, T, BaseException | None]] = SimpleQueue()
-        self._early: dict[int, tuple[T, BaseException | None]] = {}
-        self._begun = self._taken = 0
-        self._arrived = 0
+        self.begun = 0
+        # Calls that were begun and not awaited.
+        self.outstanding = 0
         self._stopped = False
 
-    def ask(self, items: Iterable[Any]) -> None:
-        """Adds to what will be taken."""
-        self._waiting.extend(items)
-        self._begin()
+    def begin(self, item: Any) -> None:
+        """Hands over one more call; its position is how many were before it."""
+        self._queue.put(partial(self._call_one, self.begun, item))
+        self.begun += 1
+        self.outstanding += 1
 
-    def take(self) -> T:
-        """The next result, or its error; waits for it."""
-        self._begin()
-        if self._taken == self._begun:
-            raise LookupError("nothing was asked for")
-        while self._taken not in self._early:
-            self._await_one()
-        result, error = self._early.pop(self._taken)
-        self._taken += 1
-        if error is not None:
-            raise error
-        return result
+    def await_one(self) -> tuple[int, T, BaseException | None]:
+        """(position, result, error) of the next call to end."""
+        ended = self._done.get()
+        self.outstanding -= 1
+        return ended
 
     def stop(self) -> None:
-        """Drops what was asked for and not taken; calls under way are waited for."""
+        """Leaves out calls that no thread has begun, and waits for the others."""
         self._stopped = True
-        self._waiting.clear()
-        while self._arrived < self._begun:
-            self._await_one()
+        while self.outstanding:
+            self.await_one()
         if self._end.detach():
-            self._readers.give_back(self._concurrency, self._calls)
-
-    def _begin(self) -> None:
-        while self._waiting and self._begun - self._taken < AHEAD * self._concurrency:
-            self._calls.put(partial(self._call_one, self._begun, self._waiting.popleft()))
-            self._begun += 1
+            self._readers.give_back(self._concurrency, self._queue)
 
     def _call_one(self, position: int, item: Any) -> None:
         result: Any = None
@@ -234,7 +184,44 @@ class Stream(Generic[T]):
                 error = exc
         self._done.put((position, result, error))
 
-    def _await_one(self) -> None:
-        position, result, error = self._done.get()
-        self._arrived += 1
-        self._early[position] = result, error
+
+class Stream(Generic[T]):
+    """Calls whose results are taken in the order in which they were asked for, ``concurrency`` of them at a time.
+
+    No more than ``AHEAD * concurrency`` are begun and not yet taken. For one thread; `stop` gives back the threads.
+    """
+
+    def __init__(self, readers: Readers, call: Callable[[Any], T], concurrency: int) -> None:
+        self._calls = _Calls(readers, call, concurrency)
+        self._most_begun = AHEAD * concurrency
+        self._waiting: deque[Any] = deque()
+        self._early: dict[int, tuple[T, BaseException | None]] = {}
+        self._taken = 0
+
+    def ask(self, items: Iterable[Any]) -> None:
+        """Adds to what will be taken."""
+        self._waiting.extend(items)
+        self._begin()
+
+    def take(self) -> T:
+        """The next result, or its error; waits for it."""
+        self._begin()
+        if self._taken == self._calls.begun:
+            raise LookupError("nothing was asked for")
+        while self._taken not in self._early:
+            position, result, error = self._calls.await_one()
+            self._early[position] = result, error
+        result, error = self._early.pop(self._taken)
+        self._taken += 1
+        if error is not None:
+            raise error
+        return result
+
+    def stop(self) -> None:
+        """Drops what was asked for and not taken; calls under way are waited for."""
+        self._waiting.clear()
+        self._calls.stop()
+
+    def _begin(self) -> None:
+        while self._waiting and self._calls.begun - self._taken < self._most_begun:
+            self._calls.begin(self._waiting.popleft())
