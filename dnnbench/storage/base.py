@@ -288,6 +288,16 @@ class Storage(ABC):
             self._down: dict[str, float] = {}
             self._readers = Readers(self)
 
+    def _client_of(self, name: str, build: Callable[[], Any]) -> Any:
+        """This process's client of that name, built on first use."""
+        client = self._clients.get(name)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(name)
+                if client is None:
+                    client = self._clients[name] = build()
+        return client
+
     def _counting_errors(self, call: Any, *args: Any) -> Any:
         try:
             return call(*args)

@@ -158,13 +158,12 @@ class DssStorage(Storage):
                 self._connect(endpoint).open(cluster.bucket)
 
     def _connect(self, endpoint: str) -> S3Client:
-        client: S3Client | None = self._clients.get(endpoint)
-        if client is None:
-            with self._lock:
-                if endpoint not in self._clients:
-                    credentials = self.credentials.model_copy(update={"endpoint": endpoint})
-                    self._clients[endpoint] = client_class(self.client)(credentials, self._meter, self.label)
-                client = self._clients[endpoint]
+        def build() -> S3Client:
+            credentials = self.credentials.model_copy(update={"endpoint": endpoint})
+            built: S3Client = client_class(self.client)(credentials, self._meter, self.label)
+            return built
+
+        client: S3Client = self._client_of(endpoint, build)
         return client
 
     def _ask(self, endpoints: Sequence[str], request: Callable[[S3Client], T]) -> T:

@@ -83,12 +83,9 @@ class S3Storage(Storage):
 
     def connection(self) -> S3Client:
         """This process's client, built on first use."""
-        client: S3Client | None = self._clients.get("s3")
-        if client is None:
-            with self._lock:
-                if "s3" not in self._clients:
-                    self._clients["s3"] = client_class(self.client)(self.credentials, self._meter, self.label)
-                client = self._clients["s3"]
+        client: S3Client = self._client_of(
+            "s3", lambda: client_class(self.client)(self.credentials, self._meter, self.label)
+        )
         return client
 
     def _open(self) -> None:
