@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import (
@@ -124,3 +125,68 @@ def resumed(
 def _back_off(meter: Meter, failed: int) -> None:
     meter.retry()
     time.sleep(random.random() * BACK_OFF_S * 2 ** (failed - 1))
+
+
+class PastTheEndError(NotFoundError):
+    """A range begins behind the object's end."""
+
+
+class OneAttemptClient(ABC):
+    """A client whose library repeats and counts nothing that we could see: told to make one attempt, it is asked again.
+
+    ``label`` names the storage in errors; every request is counted in ``meter``. A subclass says what the errors of
+    its library mean.
+    """
+
+    # What the library raises.
+    library_errors: tuple[type[Exception], ...]
+
+    def __init__(self, meter: Meter, label: str, endpoint: str | None) -> None:
+        self._meter, self._label, self.endpoint = meter, label, endpoint
+        # Neither library shows a header of an answer.
+        self.server: str | None = None
+
+    @abstractmethod
+    def _error_of(self, key: str, error: Exception, listing: bool = False) -> StorageError:
+        """Our error for one of the library's."""
+
+    @abstractmethod
+    def _answers(self, bucket: str, prefix: str, start_after: str) -> Iterator[Any]:
+        """A listing's answers, each asked for when it is drawn; raises the library's errors."""
+
+    @abstractmethod
+    def _entries(self, answer: Any) -> Sequence[Entry]:
+        """All objects of an answer."""
+
+    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
+        """The objects below the prefix, of keys greater than ``start_after``, as the server pages them."""
+        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
+
+    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
+        answers = self._answers(bucket, prefix, start_after)
+        asked = False
+        while True:
+            try:
+                answer = next(answers, None)
+            except self.library_errors as exc:
+                self._meter.request("LIST")
+                raise self._error_of(f"s3://{bucket}/{prefix}", exc, listing=True) from exc
+            # After a last answer no request is made to find that there is no more.
+            if answer is not None or not asked:
+                self._meter.request("LIST")
+            asked = True
+            if answer is None:
+                return
+            entries = self._entries(answer)
+            yield [entry for entry in entries if entry.key.startswith(prefix) and entry.key > start_after]
+
+    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], T], requests: int = 1, failed: int = 0) -> T:
+        """The answer of ``request``, whose errors are told as ours; see `attempts`."""
+
+        def once() -> T:
+            try:
+                return request()
+            except self.library_errors as exc:
+                raise self._error_of(f"s3://{bucket}/{key}", exc) from exc
+
+        return attempts(self._meter, verb, once, requests, failed)

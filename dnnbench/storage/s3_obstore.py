@@ -6,7 +6,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +17,13 @@ from dnnbench.config import S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
-from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S, attempts, resumed
+from dnnbench.storage.s3_errors import (
+    CONNECT_TIMEOUT_S,
+    MAX_ATTEMPTS,
+    READ_TIMEOUT_S,
+    OneAttemptClient,
+    PastTheEndError,
+)
 
 # The most keys that an answer to a listing holds; obstore does not tell of single answers.
 PAGE_KEYS = 1000
@@ -27,18 +32,17 @@ _KIND = re.compile(r"\bkind: (\w+)")
 _FORKED = threading.Event()
 
 
-class ObstoreClient:
+class ObstoreClient(OneAttemptClient):
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
     begins_after = True
+    # A ValueError is about a key.
+    library_errors = (BaseError, OSError, ValueError)
 
     _used_in: int | None = None
 
     def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
-        self._label, self._meter = label, meter
-        self.endpoint = credentials.endpoint
-        # obstore shows no header of an answer.
-        self.server: str | None = None
+        super().__init__(meter, label, credentials.endpoint)
         if _FORKED.is_set():
             problem = (
                 "obstore cannot be used in a process that was forked from one that has used it; set "
@@ -54,65 +58,47 @@ class ObstoreClient:
         """Builds what requests to the bucket need."""
         self._store(bucket)
 
-    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
-        """The objects of the bucket below the prefix, of keys greater than ``start_after``, in the server's order.
-
-        obstore takes a prefix for a folder: what begins with its last part is picked here.
-        """
-        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
-
-    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
+    def _answers(self, bucket: str, prefix: str, start_after: str) -> Iterator[Any]:
+        # obstore takes a prefix for a folder: what begins with its last part is picked from the answers.
         folder = prefix[: prefix.rfind("/") + 1]
-        stream = iter(
-            obstore.list(self._store(bucket), folder or None, offset=start_after or None, chunk_size=PAGE_KEYS)
-        )
-        asked = False
-        while True:
-            with self._errors(f"s3://{bucket}/{prefix}", listing=True):
-                try:
-                    page = next(stream, None)
-                except BaseError:
-                    self._meter.request("LIST")
-                    raise
-            # After a last page that is full no request is made to find that there is no more.
-            if page is not None or not asked:
-                self._meter.request("LIST")
-            asked = True
-            if page is None:
+        for answer in obstore.list(
+            self._store(bucket), folder or None, offset=start_after or None, chunk_size=PAGE_KEYS
+        ):
+            yield answer
+            if len(answer) < PAGE_KEYS:
                 return
-            entries = [Entry(item["path"], item["size"]) for item in page]
-            yield [entry for entry in entries if entry.key.startswith(prefix) and entry.key > start_after]
-            if len(entries) < PAGE_KEYS:
-                return
+
+    def _entries(self, answer: Any) -> Sequence[Entry]:
+        return [Entry(item["path"], item["size"]) for item in answer]
 
     def size(self, bucket: str, key: str) -> int:
-        return int(self._ask("HEAD", bucket, key, lambda store: obstore.head(store, key)["size"]))
+        return int(self._ask_for("HEAD", bucket, key, lambda store: obstore.head(store, key)["size"]))
 
     def get(self, bucket: str, key: str, size_bytes: int | None = None) -> Any:
         """The object in obstore's own memory: bytes-like."""
-        # The way of nearly all reads, written out: `_ask` would add a tenth to what a read costs.
+        # The way of nearly all reads, written out: `_ask_for` would add a tenth to what a read costs.
         store = self._stores.get(bucket)
-        if store is None or key[:1] == "/" or key[-1:] == "/":
-            return self._ask("GET", bucket, key, lambda store: obstore.get(store, key).bytes())
-        self._meter.request("GET")
-        try:
-            return obstore.get(store, key).bytes()
-        except (BaseError, OSError, ValueError):
+        failed = 0
+        if store is not None and key[:1] != "/" and key[-1:] != "/":
+            self._meter.request("GET")
             try:
-                with self._errors(f"s3://{bucket}/{key}"):
-                    raise
-            except TransientError:
-                return self._ask("GET", bucket, key, lambda store: obstore.get(store, key).bytes(), failed=1)
+                return obstore.get(store, key).bytes()
+            except self.library_errors as exc:
+                error = self._error_of(f"s3://{bucket}/{key}", exc)
+                if not isinstance(error, TransientError):
+                    raise error from exc
+                failed = 1
+        return self._ask_for("GET", bucket, key, lambda store: obstore.get(store, key).bytes(), failed)
 
     def get_range(self, bucket: str, key: str, start: int, end: int) -> Any:
         """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
         try:
-            return self._ask("GET", bucket, key, lambda store: obstore.get_range(store, key, start=start, end=end))
-        except _PastTheEndError:
+            return self._ask_for("GET", bucket, key, lambda store: obstore.get_range(store, key, start=start, end=end))
+        except PastTheEndError:
             return b""
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
-        self._ask("PUT", bucket, key, lambda store: obstore.put(store, key, data, use_multipart=False))
+        self._ask_for("PUT", bucket, key, lambda store: obstore.put(store, key, data, use_multipart=False))
 
     def close(self) -> None:
         self._stores.clear()
@@ -134,53 +120,39 @@ class ObstoreClient:
                 self._stores[bucket] = S3Store(bucket, **self._options)
             return self._stores[bucket]
 
-    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[S3Store], Any], failed: int = 0) -> Any:
+    def _ask_for(self, verb: str, bucket: str, key: str, request: Callable[[S3Store], Any], failed: int = 0) -> Any:
         if key != key.strip("/"):
             # It would leave the slash out, and so name another object.
             problem = 'obstore cannot name a key that begins or ends with "/"; use the client boto3'
             raise MisconfiguredError(self._label, f"s3://{bucket}/{key}", problem)
         store = self._store(bucket)
+        return self._ask(verb, bucket, key, lambda: request(store), failed=failed)
 
-        def once() -> Any:
-            with self._errors(f"s3://{bucket}/{key}"):
-                return request(store)
-
-        return attempts(self._meter, verb, once, failed=failed)
-
-    @contextmanager
-    def _errors(self, key: str, listing: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except StorageError:
-            raise
-        except (BaseError, OSError) as exc:
-            raise self._error_of(key, str(exc), listing) from exc
-        except ValueError as exc:
-            problem = f"obstore cannot name this key ({_first_line(exc)}); use the client boto3"
-            raise MisconfiguredError(self._label, key, problem) from exc
-
-    def _error_of(self, key: str, text: str, listing: bool) -> StorageError:
+    def _error_of(self, key: str, error: Exception, listing: bool = False) -> StorageError:
+        text = str(error)
         status, kind = _STATUS.search(text), _KIND.search(text)
+        if isinstance(error, ValueError):
+            problem = f"obstore cannot name this key ({_first_line(text)}); use the client boto3"
+            return MisconfiguredError(self._label, key, problem)
         if status:
             if status[1] == "416":
-                return _PastTheEndError(self._label, key, "the range begins behind the object's end")
+                return PastTheEndError(self._label, key, "the range begins behind the object's end")
             return s3_errors.from_answer(self._label, key, int(status[1]), s3_errors.code_in(text), listing)
-        if kind and kind[1] == "Timeout":
+        return self._error_without_answer(key, text, kind[1] if kind else "")
+
+    def _error_without_answer(self, key: str, text: str, kind: str) -> StorageError:
+        if kind == "Timeout":
             return s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S)
-        if kind and kind[1] in ("Connect", "Request", "Unknown"):
-            return s3_errors.unreachable(self._label, key, self.endpoint, kind[1])
+        if kind in ("Connect", "Request", "Unknown"):
+            return s3_errors.unreachable(self._label, key, self.endpoint, kind)
         if kind:
-            return TransientError(self._label, key, f"the answer broke off ({kind[1]})")
+            return TransientError(self._label, key, f"the answer broke off ({kind})")
         return MisconfiguredError(self._label, key, f"obstore: {_first_line(text)}")
 
 
-class _PastTheEndError(StorageError):
-    """A range begins behind the object's end."""
-
-
-def _first_line(text: object) -> str:
+def _first_line(text: str) -> str:
     # What follows is Rust's view of the error.
-    return str(text).partition("\n")[0]
+    return text.partition("\n")[0]
 
 
 def _store_options(credentials: S3Credentials, label: str) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,8 +16,8 @@ from s3torchconnectorclient import S3Exception
 from dnnbench.config import S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import NotFoundError, StorageError, TransientError
-from dnnbench.storage.s3_errors import MAX_ATTEMPTS, attempts, resumed
+from dnnbench.storage.errors import StorageError, TransientError
+from dnnbench.storage.s3_errors import MAX_ATTEMPTS, OneAttemptClient, PastTheEndError
 
 # The library's default: larger objects come in several ranged requests of this size.
 PART_BYTES = 8 * 1024 * 1024
@@ -35,44 +34,29 @@ _PROFILE = "dnnbench"
 _ENVIRONMENT = threading.Lock()
 
 
-class TorchConnectorClient:
+class TorchConnectorClient(OneAttemptClient):
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
     begins_after = False
+    library_errors = (S3Exception,)
 
     def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
-        self._label, self._meter = label, meter
-        self.endpoint = credentials.endpoint
-        # The library shows no header of an answer.
-        self.server: str | None = None
+        super().__init__(meter, label, credentials.endpoint)
         self._client = _SignedClient(credentials, label)
 
     def open(self, bucket: str) -> None:
         """Builds the native client, which serves every bucket."""
-        with self._errors(f"s3://{bucket}"):
+        try:
             _ = self._client._client
+        except S3Exception as exc:
+            raise self._error_of(f"s3://{bucket}", exc) from exc
 
-    def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
-        """The objects of the bucket below the prefix, of keys greater than ``start_after``, as the server pages them.
+    def _answers(self, bucket: str, prefix: str, start_after: str) -> Iterator[Any]:
+        # The library cannot begin a listing in the middle: what comes before is listed and left out.
+        yield from self._client.list_objects(bucket, prefix)
 
-        The library cannot begin a listing in the middle: what comes before is listed and left out.
-        """
-        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
-
-    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
-        pages: Iterator[Any] | None = None
-        while True:
-            with self._errors(f"s3://{bucket}/{prefix}", listing=True):
-                pages = pages or iter(self._client.list_objects(bucket, prefix))
-                try:
-                    page = next(pages, None)
-                except S3Exception:
-                    self._meter.request("LIST")
-                    raise
-            if page is None:
-                return
-            self._meter.request("LIST")
-            yield [Entry(one.key, one.size) for one in page.object_info if one.key > start_after]
+    def _entries(self, answer: Any) -> Sequence[Entry]:
+        return [Entry(one.key, one.size) for one in answer.object_info]
 
     def size(self, bucket: str, key: str) -> int:
         return int(self._ask("HEAD", bucket, key, lambda: self._client.head_object(bucket, key).size))
@@ -91,7 +75,7 @@ class TorchConnectorClient:
 
         try:
             return bytes(self._ask("GET", bucket, key, ranged, requests))
-        except _PastTheEndError:
+        except PastTheEndError:
             return b""
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
@@ -115,26 +99,11 @@ class TorchConnectorClient:
             "max_attempts": MAX_ATTEMPTS,
         }
 
-    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], Any], requests: int = 1) -> Any:
-        def once() -> Any:
-            with self._errors(f"s3://{bucket}/{key}"):
-                return request()
-
-        return attempts(self._meter, verb, once, requests)
-
-    @contextmanager
-    def _errors(self, key: str, listing: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except StorageError:
-            raise
-        except S3Exception as exc:
-            raise self._error_of(key, str(exc), listing) from exc
-
-    def _error_of(self, key: str, text: str, listing: bool) -> StorageError:
+    def _error_of(self, key: str, error: Exception, listing: bool = False) -> StorageError:
+        text = str(error)
         status, crt = _STATUS.search(text), _CRT_ERROR.search(text)
         if status and status[1] == "416":
-            return _PastTheEndError(self._label, key, "the range begins behind the object's end")
+            return PastTheEndError(self._label, key, "the range begins behind the object's end")
         told = next((answer for words, answer in _IN_WORDS.items() if words in text), None)
         if told or (status and status[1] != "0"):
             number, code = told or (int(status[1] if status else 0), s3_errors.code_in(text))
@@ -142,10 +111,6 @@ class TorchConnectorClient:
         if crt and crt[0].startswith("AWS_IO_"):
             return s3_errors.unreachable(self._label, key, self.endpoint, crt[0])
         return TransientError(self._label, key, f"s3torchconnector: {crt[0] if crt else text[:200]}")
-
-
-class _PastTheEndError(NotFoundError):
-    """A range begins behind the object's end."""
 
 
 class _SignedClient(S3Client):
