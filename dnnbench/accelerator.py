@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dnnbench.catalog import Catalog
-from dnnbench.config import Config
-from dnnbench.metrics import Round, per_second
+from dnnbench.metrics import Round
 from dnnbench.plugins import load_class
-from dnnbench.sampling import in_flight_of, loader_pass, ready_cache, share_of_catalog
-from dnnbench.storage.base import Storage
-from dnnbench.workloads import Training
+from dnnbench.sampling import ShareTraining, in_flight_of, loader_pass, ready_cache, share_of_catalog
 
 # MLPerf Storage asks for as much of image classification.
 TARGET = 0.9
@@ -20,35 +16,20 @@ NEAR = 0.03
 MOST_TRIALS = 4
 
 
-class FastestAccelerator(Training):
-    """One epoch of the fastest emulated accelerator that is kept busy to `TARGET`, timed; the search is outside.
-
-    ``build`` is a framework's builder (`dnnbench.trained.load_builder`), ``framework`` its short name.
-    The samples are a share of the catalog, by seed.
-    """
+class FastestAccelerator(ShareTraining):
+    """One epoch of the fastest emulated accelerator that is kept busy to `TARGET`, timed; the search is outside."""
 
     part = "accelerator"
 
-    def __init__(
-        self, storage: Storage, catalog: Catalog, config: Config, build: Any, framework: str, access: str
-    ) -> None:
-        self.what = f"{framework} accelerator"
-        self.storage, self.catalog, self.total, self.worker_start_s = storage, catalog, len(catalog), None
-        self._config = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
-        self._build, self._framework, self._access = build, framework, access
-        self.loader: Any = None
-        self._done_before = 0
-        self._trials: list[dict[str, Any]] = []
-
     def prepare(self, number: int) -> None:
+        self._trials: list[dict[str, Any]] = []
         in_flight = in_flight_of(self._config, self._framework)[1]
         self.catalog, _ = share_of_catalog(self.storage, self.catalog, self._config, in_flight)
-        self.loader = self._build.make_loader(self._config, self.storage, self.catalog, self._access)
+        self.loader = self._make_loader(self.storage)
         self.total = self.loader.expected_samples
         self.loader.start_workers()
         epoch, _ = loader_pass(self.loader, self.storage, self.catalog, self._config)
-        batch_ms = 1e3 * epoch.samples / len(self.loader) / per_second(epoch.samples, epoch.wall_ns)
-        self.trainer = self._make_trainer(self._search(batch_ms))
+        self.trainer = self._make_trainer(self._search(epoch.wall_ns / 1e6 / len(self.loader)))
         super().prepare(number)
 
     def account(self) -> Round:
@@ -64,11 +45,6 @@ class FastestAccelerator(Training):
             "trials": self._trials,
         }
         return finished
-
-    def close(self) -> None:
-        """Ends the workers."""
-        if self.loader is not None:
-            self.loader.close()
 
     def _search(self, first_ms: float) -> float:
         """The shortest step that was tried and keeps the accelerator busy to `TARGET`."""

@@ -6,6 +6,7 @@ a sample's time is the difference of two rungs. `diagnose` compares; it measures
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,6 @@ class Setup:
     """What of the configuration bears on what to try first."""
 
     framework: str
-    storage: str
     client: str
     workers: int
     concurrent: bool
@@ -85,7 +85,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``limit`` is one of `LIMITS`; without it ``next_limit`` would allow ``gain`` times the samples/s."""
+    """``limit`` is one of `LIMITS`; without it ``next_limit`` would allow ``gain`` times as much.
+
+    ``samples_per_s`` is the epoch's rate, in which loader and trainer share the processors. ``gain`` is over the
+    slower of the two, each measured alone.
+    """
 
     limit: str
     samples_per_s: float
@@ -100,20 +104,12 @@ class Verdict:
         if self.gain < 1.1:
             lifted = f"{self.next_limit} limits almost as much"
         else:
-            lifted = f"without it {self.next_limit} would, at {self.gain:.1f} times that"
+            alone = f"{self.gain:.1f} times as fast, loader and trainer each measured alone"
+            lifted = f"without it {self.next_limit} would ({alone})"
         return f"{self.limit} limits, at {self.samples_per_s:,.0f} samples/s; {lifted}; try first: {self.try_first}"
 
     def record(self) -> dict[str, Any]:
-        return {
-            "limit": self.limit,
-            "samples_per_s": self.samples_per_s,
-            "gain": self.gain,
-            "next_limit": self.next_limit,
-            "try_first": self.try_first,
-            "client_bound": self.client_bound,
-            "shares": dict(self.shares),
-            "sentence": self.sentence(),
-        }
+        return dataclasses.asdict(self) | {"sentence": self.sentence()}
 
 
 def diagnose(rungs: Rungs, setup: Setup) -> Verdict:
@@ -126,16 +122,14 @@ def diagnose(rungs: Rungs, setup: Setup) -> Verdict:
         DECODE: max(1 / rungs.memory_per_s - 1 / rungs.overhead_per_s, 0.0),
         LOADER: min(1 / rungs.overhead_per_s, whole_s),
     }
-    rates = {layer: 1 / seconds if seconds else float("inf") for layer, seconds in parts_s.items()}
-    rates[COMPUTE] = rungs.compute_per_s
     in_loader = sorted(parts_s, key=lambda layer: parts_s[layer], reverse=True)
-    without = {layer: _rate_without(layer, parts_s, rungs) for layer in in_loader}
+    most = in_loader[0]
+    without_most_per_s = _rate_without(most, parts_s, rungs)
     if rungs.compute_per_s <= rungs.loader_per_s:
-        limit, next_limit, lifted_per_s = COMPUTE, in_loader[0], rungs.loader_per_s
+        limit, next_limit, lifted_per_s = COMPUTE, most, rungs.loader_per_s
     else:
-        limit = in_loader[0]
-        lifted_per_s = min(without[limit], rungs.compute_per_s)
-        next_limit = COMPUTE if rungs.compute_per_s <= without[limit] else in_loader[1]
+        limit, lifted_per_s = most, min(without_most_per_s, rungs.compute_per_s)
+        next_limit = COMPUTE if rungs.compute_per_s <= without_most_per_s else in_loader[1]
     total_s = sum(parts_s.values()) or 1.0
     return Verdict(
         limit=limit,

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from dnnbench.catalog import Catalog
-from dnnbench.config import Config
 from dnnbench.diagnosis import MORE_IN_FLIGHT, Reads, Rungs, Setup, diagnose
 from dnnbench.metrics import Round, per_second, percentiles_ms
 from dnnbench.plugins import load_class
 from dnnbench.probe import cores
-from dnnbench.sampling import MOST_IN_FLIGHT, in_flight_of, loader_pass, raw_reads, share_of_catalog
+from dnnbench.sampling import MOST_IN_FLIGHT, ShareTraining, in_flight_of, loader_pass, raw_reads, share_of_catalog
 from dnnbench.storage.base import Storage
 from dnnbench.storage.held import HeldStorage
-from dnnbench.workloads import Training
 
 
-class Ladder(Training):
-    """A trainer's epoch from the storage, timed; before it, outside of the clock, each layer below it.
-
-    ``build`` is a framework's builder (`dnnbench.trained.load_builder`), ``framework`` its short name.
-    The samples are a share of the catalog, by seed.
-    """
+class Ladder(ShareTraining):
+    """A trainer's epoch from the storage, timed; before it, outside of the clock, each layer below it."""
 
     part = "ladder"
-
-    def __init__(
-        self, storage: Storage, catalog: Catalog, config: Config, build: Any, framework: str, access: str
-    ) -> None:
-        self.what = f"{framework} ladder"
-        self.storage, self.catalog, self.worker_start_s = storage, catalog, None
-        self.total = len(catalog)
-        self._config = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
-        self._build, self._framework, self._access = build, framework, access
-        self._open: list[Any] = []
-        self._rungs: Callable[[float], Rungs] | None = None
-        self._done_before = 0
+    # The rungs below, to which the epoch's rate is added.
+    _rungs: partial[Rungs]
 
     def check(self) -> None:
         """Raises what the configured classes cannot do, before anything is measured."""
@@ -64,31 +48,26 @@ class Ladder(Training):
         loader_per_s = _rate(epoch)
         latency_ms = float(percentiles_ms(epoch.tally.latency_ns).get("latency_p50_ms", 0.0))
         compute_per_s = self._compute(batches)
-        classes = len(self.catalog.label_names)
-        self.trainer = self._build.make_trainer(self._config, self.loader, classes)
+        self.trainer = self._build.make_trainer(self._config, self.loader, len(self.catalog.label_names))
         self.total = self.loader.expected_samples
         super().prepare(number)
 
-        def rungs(epoch_per_s: float) -> Rungs:
-            return Rungs(
-                reads=reads,
-                overhead_per_s=overhead_per_s,
-                memory_per_s=memory_per_s,
-                loader_per_s=loader_per_s,
-                compute_per_s=compute_per_s,
-                epoch_per_s=epoch_per_s,
-                loader_latency_p50_ms=latency_ms,
-                cores=cores(),
-                one_core_client=self.storage.one_core,
-            )
-
-        self._rungs = rungs
+        self._rungs = partial(
+            Rungs,
+            reads=reads,
+            overhead_per_s=overhead_per_s,
+            memory_per_s=memory_per_s,
+            loader_per_s=loader_per_s,
+            compute_per_s=compute_per_s,
+            loader_latency_p50_ms=latency_ms,
+            cores=cores(),
+            one_core_client=self.storage.one_core,
+        )
 
     def account(self) -> Round:
         finished = super().account()
-        assert self._rungs is not None  # noqa: S101 (prepared before)
         samples = sum(epoch.samples for epoch in finished.epochs)
-        rungs = self._rungs(per_second(samples, sum(epoch.wall_ns for epoch in finished.epochs)))
+        rungs = self._rungs(epoch_per_s=per_second(samples, sum(epoch.wall_ns for epoch in finished.epochs)))
         finished.ladder = {
             "samples": len(self.catalog),
             **dataclasses.asdict(rungs),
@@ -96,18 +75,11 @@ class Ladder(Training):
         }
         return finished
 
-    def close(self) -> None:
-        """Ends the loaders' workers."""
-        for loader in self._open:
-            loader.close()
-        self._open = []
-
     # -- the rungs -------------------------------------------------------------------------------
 
     def _loader(self, storage: Storage, fixed: bool = False) -> Any:
         """A loader whose workers run; ``fixed`` neither reads nor decodes."""
-        loader = self._build.make_loader(self._config, storage, self.catalog, self._access)
-        self._open.append(loader)
+        loader = self._make_loader(storage)
         if fixed:
             # Before the workers start: each has a dataset of its own.
             dataset = getattr(loader.dataset, "dataset", loader.dataset)
@@ -137,7 +109,6 @@ class Ladder(Training):
         torch = self._framework == "torch"
         return Setup(
             framework=self._framework,
-            storage=self.storage.name,
             client=self.storage.client,
             workers=max(framework.pytorch.loader.num_workers, 1) if torch else cores(),
             concurrent=(framework.pytorch if torch else framework.tensorflow).reading == "concurrent",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,15 +242,8 @@ def record(
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
     if rounds[0].in_flight is not None and objects:
-        figures["client_bound"] = client_bound(
-            in_flight=rounds[0].in_flight,
-            latency_p50_ms=figures["latency_p50_ms"],
-            cpu_s_per_object=figures["cpu_s_per_object"],
-            own_cores=cpu_ns / wall_ns,
-            all_cores=(cpu_ns + sum(one.others_cpu_ns for one in rounds)) / wall_ns,
-            cores=cores,
-            one_core=rounds[0].one_core,
-        )
+        others_ns = sum(one.others_cpu_ns for one in rounds)
+        figures["client_bound"] = _client_bound(rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_ns) / wall_ns)
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
@@ -263,6 +256,18 @@ def record(
     if inferences:
         figures.update(_inference_record(inferences))
     return figures
+
+
+def _client_bound(reads: Round, figures: Mapping[str, Any], own_cores: float, all_cores: float) -> bool:
+    return client_bound(
+        in_flight=reads.in_flight or 1,
+        latency_p50_ms=figures["latency_p50_ms"],
+        cpu_s_per_object=figures["cpu_s_per_object"],
+        own_cores=own_cores,
+        all_cores=all_cores,
+        cores=figures["cores"],
+        one_core=reads.one_core,
+    )
 
 
 def _round_record(one: Round, listing: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dnnbench.metrics import NS, per_second, percentiles_ms
 from dnnbench.probe import cores, cores_busy_s
 from dnnbench.storage import page_cache
 from dnnbench.storage.base import Storage
+from dnnbench.workloads import Training
 
 # One measuring takes about so long, whatever the storage: of a slow one fewer samples are read.
 STEP_S = 1.0
@@ -24,6 +25,36 @@ MOST_IN_FLIGHT = 256
 # Shorter reads are repeated: the processors' accounts are kept in ticks of 10 ms.
 LEAST_READING_S = 0.3
 MOST_PASSES = 8
+
+
+class ShareTraining(Training):
+    """One epoch of a training over a share of the catalog, chosen by seed while it prepares.
+
+    ``build`` is a framework's builder (`dnnbench.trained.load_builder`), ``framework`` its short name. Its ``what``
+    is the framework's name and `part`.
+    """
+
+    def __init__(
+        self, storage: Storage, catalog: Catalog, config: Config, build: Any, framework: str, access: str
+    ) -> None:
+        self.what = f"{framework} {self.part}"
+        self.storage, self.catalog, self.total, self.worker_start_s = storage, catalog, len(catalog), None
+        self._config = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
+        self._build, self._framework, self._access = build, framework, access
+        self._loaders: list[Any] = []
+        self._done_before = 0
+
+    def close(self) -> None:
+        """Ends the loaders' workers."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders = []
+
+    def _make_loader(self, storage: Storage) -> Any:
+        """A loader over the share; its workers are yet to be started."""
+        loader = self._build.make_loader(self._config, storage, self.catalog, self._access)
+        self._loaders.append(loader)
+        return loader
 
 
 def share_of_catalog(storage: Storage, catalog: Catalog, config: Config, in_flight: int) -> tuple[Catalog, Reads]:

@@ -206,7 +206,7 @@ def rungs(**changes):
     return Rungs(**given | changes)
 
 
-SETUP = Setup("torch", "aws", "boto3", workers=2, concurrent=False, reduced=False)
+SETUP = Setup("torch", "boto3", workers=2, concurrent=False, reduced=False)
 
 
 def test_what_would_limit_next_and_by_how_much():
