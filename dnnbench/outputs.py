@@ -1,8 +1,10 @@
-"""Whether a file could be written: tried before hours of measuring, not found out after."""
+"""Files that are written: whether they could be, tried before hours of measuring; those that go with their owner."""
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from pathlib import Path
 
 from dnnbench.config import ConfigError
@@ -37,3 +39,13 @@ def _write_into(folder: Path) -> None:
     # Rights alone do not tell: a file system may be read-only, or no place for files at all.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".dnnbench-"):
         pass
+
+
+def goes_with(owner: object, path: str) -> None:
+    """Removes a file when its owner goes, in the process that says so: others, forked from it, only map the file."""
+    weakref.finalize(owner, _remove, path, os.getpid())
+
+
+def _remove(path: str, pid: int) -> None:
+    if os.getpid() == pid:
+        Path(path).unlink(missing_ok=True)

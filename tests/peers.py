@@ -206,6 +206,18 @@ def our_loader(
     return len(catalog) * passes / taken
 
 
+def boto3_client(endpoint: str) -> Any:
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="peer",
+        aws_secret_access_key="peersecret",
+    )
+
+
 class PlainBoto3:
     """A map-style dataset as tutorials have it: a client per worker, one object after the other, decoded in full."""
 
@@ -216,17 +228,10 @@ class PlainBoto3:
         return len(self._names)
 
     def __getitem__(self, index: int) -> object:
-        import boto3
         import torch
 
         if self._client is None:
-            self._client = boto3.client(
-                "s3",
-                endpoint_url=self._endpoint,
-                region_name="us-east-1",
-                aws_access_key_id="peer",
-                aws_secret_access_key="peersecret",
-            )
+            self._client = boto3_client(self._endpoint)
         body = self._client.get_object(Bucket=BUCKET, Key=self._names[index])["Body"].read()
         return torch.from_numpy(decode(body, DIMENSION))
 
@@ -353,15 +358,7 @@ def serve_listing(queue: Queue) -> None:  # type: ignore[type-arg]
 
 def boto3_listing(endpoint: str) -> float:
     """Keys/s of one boto3 paginator."""
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="peer",
-        aws_secret_access_key="peersecret",
-    )
+    client = boto3_client(endpoint)
     start = time.perf_counter()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="p/")
     count = sum(len(page["Contents"]) for page in pages)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnnbench import catalog as catalog_module
+from dnnbench import packed_names
 from dnnbench.catalog import Catalog, CatalogBuilder, CatalogError, Group, Names, list_catalog
 from dnnbench.images import is_image_name
 from dnnbench.storage.base import Entry, Storage
@@ -72,12 +73,13 @@ NAMES = st.one_of(
 
 
 @pytest.fixture(
-    params=[(1, 1), (50, 3), (catalog_module._CHUNK_BYTES, catalog_module._CHUNK_SAMPLES)],
+    params=[(1, 1), (50, 3), (packed_names._CHUNK_BYTES, packed_names.CHUNK_SAMPLES)],
     ids=["ones", "small", "usual"],
 )
 def _chunks(request, monkeypatch):
-    monkeypatch.setattr(catalog_module, "_CHUNK_BYTES", request.param[0])
-    monkeypatch.setattr(catalog_module, "_CHUNK_SAMPLES", request.param[1])
+    monkeypatch.setattr(packed_names, "_CHUNK_BYTES", request.param[0])
+    for module in (packed_names, catalog_module):
+        monkeypatch.setattr(module, "CHUNK_SAMPLES", request.param[1])
 
 
 def _chunked(test):
@@ -122,7 +124,7 @@ def test_a_block_of_more_than_4_gib_has_longer_offsets():
     # Zeros that nobody touches take no memory.
     block = np.zeros(2**32 + 6, dtype=np.uint8)
     block[2**32 :] = np.frombuffer(b"abcdef", dtype=np.uint8)
-    names = Names(block, catalog_module._offsets(np.array([2**32, 2, 4])))
+    names = Names(block, packed_names._offsets(np.array([2**32, 2, 4])))
     assert names.offsets.dtype == np.int64
     assert (names[1], names[2]) == (b"ab", b"cdef")
     taken = names.take(np.array([2, 1, 2]))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
-from weakref import finalize
 
+from dnnbench.outputs import goes_with
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
 
@@ -28,8 +26,8 @@ class HeldStorage(Storage):
         self._places: dict[str, tuple[int, int]] = {}
         listed = list(items)
         with NamedTemporaryFile(prefix="dnnbench-held-", delete=False) as file:
-            self._path, self._owner = file.name, os.getpid()
-            finalize(self, _remove, file.name, os.getpid())
+            self._path = file.name
+            goes_with(self, file.name)
             for position, content in storage.read_many(listed, concurrency):
                 self._places[listed[position][0]] = file.tell(), len(content)
                 file.write(content)
@@ -64,8 +62,3 @@ class HeldStorage(Storage):
         if key not in self._places:
             raise NotFoundError(self.label, key, "is none of the objects that are held")
         return self._places[key]
-
-
-def _remove(path: str, pid: int) -> None:
-    if os.getpid() == pid:
-        Path(path).unlink(missing_ok=True)
