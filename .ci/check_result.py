@@ -15,6 +15,8 @@ LIMITS = {"storage latency", "storage bandwidth", "client CPU", "decode", "loade
 
 def problems(result: dict) -> list[str]:
     found = [] if result["dnnbench"]["complete"] else ["the run is not complete"]
+    if result["dnnbench"]["embedded_server"]["kind"] != "moto":
+        found.append("the server is not the default one")
     seen = set()
     for bench in result["benchmarks"]:
         name, info = bench["name"], bench["extra_info"]

@@ -9,9 +9,9 @@ from dnnbench.servers import LocalServers
 
 
 @pytest.fixture(scope="session")
-def local_servers():
-    """Local S3 servers, one set per test process."""
-    with LocalServers() as servers:
+def local_servers(pytestconfig):
+    """Local S3 servers of the kind that ``--dnn-server`` names, one set per test process."""
+    with LocalServers(pytestconfig.getoption("--dnn-server") or "moto") as servers:
         yield servers
 
 
