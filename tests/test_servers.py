@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,17 +12,24 @@ import psutil
 import pytest
 
 from dnnbench import servers
-from dnnbench.servers import LocalServer, LocalServers, ServerError
+from dnnbench.servers import LocalServer, LocalServers, ServerError, installed_version
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.s3 import S3Storage
 
 ROOT = Path(__file__).parent.parent
 
 
+# Where its packages are not installed, Ceph's own tests say which they are.
+try:
+    NEEDS_CEPH = pytest.mark.skipif(False, reason=installed_version("ceph"))
+except ServerError as _missing:
+    NEEDS_CEPH = pytest.mark.skip(reason=str(_missing))
+
+
 def test_servers_take_ports_that_are_free():
-    first, second = LocalServer(2), LocalServer(1)
+    first, second = LocalServer("moto", {"a": 2}), LocalServer("moto", {"a": 1})
     try:
-        assert len({*first.endpoints, *second.endpoints}) == 3
+        assert len({*first.endpoints["a"], *second.endpoints["a"]}) == 3
     finally:
         first.close()
         second.close()
@@ -59,43 +67,94 @@ def test_the_clusters_share_nothing_but_a_clusters_endpoints_do(local_servers):
     assert [e.key for e in at(second.endpoints[0], "dss1").list("shared.bin")] == []
 
 
+def test_a_kind_that_is_not_known_is_named():
+    with pytest.raises(ServerError, match='found "minio", expected one of moto, ceph'):
+        LocalServers("minio")
+
+
 def test_close_ends_the_processes_and_may_be_called_again():
     local = LocalServers()
+    assert local.description() is None
     local.aws()
     processes = [psutil.Process(pid) for pid in local.pids()]
     local.close()
     local.close()
     assert not any(process.is_running() for process in processes)
+    # The record is written after the servers' end.
+    assert local.description() == {"kind": "moto", "version": installed_version("moto")}
 
 
 PARENT = """
 import sys
 from dnnbench.servers import LocalServers
-local = LocalServers()
+local = LocalServers(sys.argv[1])
 local.dss()
 print(*local.pids(), flush=True)
 sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_servers_end_with_a_parent_that_is_killed(ending):
+CEPH_DIES = pytest.param("ceph", signal.SIGKILL, marks=NEEDS_CEPH)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [("moto", signal.SIGKILL), ("moto", signal.SIGINT), ("moto", signal.SIGTERM), CEPH_DIES],
+)
+def test_servers_end_with_a_parent_that_is_killed(kind, ending, tmp_path):
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
+        [sys.executable, "-c", PARENT, kind],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-    assert len(children) == 2
+    assert len(children) == {"moto": 2, "ceph": 6}[kind]
+    assert bool(list(tmp_path.iterdir())) == (kind == "ceph")
     parent.send_signal(ending)
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     parent.stdin.close()
     parent.stdout.close()
     assert alive == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@NEEDS_CEPH
+def test_ceph_ends_with_the_child_that_holds_it_and_with_any_daemon():
+    for victim in (0, 1):
+        server = LocalServer("ceph", {"a": 1})
+        try:
+            daemons = [psutil.Process(pid) for pid in server.pids]
+            assert [one.name() for one in daemons[1:]] == ["ceph-mon", "ceph-osd", "radosgw"]
+            daemons[victim].kill()
+            _, alive = psutil.wait_procs(daemons, timeout=20)
+            assert alive == []
+        finally:
+            server.close()
+
+
+def test_without_the_packages_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerError, match=r"radosgw.*apt-get install .*radosgw ceph-mon ceph-osd") as caught:
+        LocalServers("ceph").aws()
+    assert "\n" not in str(caught.value)
+
+
+@NEEDS_CEPH
+def test_a_daemon_that_dies_in_the_boot_is_named_with_its_last_error(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    mkfs = f'case "$*" in *--mkfs*) exec {shutil.which("ceph-osd")} "$@";; esac'
+    (programs / "ceph-osd").write_text(f"#!/bin/sh\n{mkfs}\necho '2026 7f -1 no room here' >&2\necho dump\nexit 3\n")
+    (programs / "ceph-osd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(ServerError, match=r"ceph-osd ended with status 3: no room here$"):
+        LocalServer("ceph", {"a": 1})
+    assert list(tmp_path.iterdir()) == [programs]
 
 
 def test_a_server_that_cannot_start_is_one_line(monkeypatch, tmp_path):
@@ -104,11 +163,11 @@ def test_a_server_that_cannot_start_is_one_line(monkeypatch, tmp_path):
     (broken / "__init__.py").write_text("raise ImportError('no moto here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ServerError, match=r"no moto here.*requirements\.txt") as caught:
-        LocalServer()
+        LocalServer("moto", {"a": 1})
     assert "\n" not in str(caught.value)
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(servers, "START_TIMEOUT_S", 0)
     with pytest.raises(ServerError, match="within 0 s"):
-        LocalServer()
+        LocalServer("moto", {"a": 1})
