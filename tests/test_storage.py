@@ -472,8 +472,8 @@ def test_a_client_that_is_not_installed_is_named_with_its_install_line(monkeypat
 def test_keys_come_from_the_aws_chain(local_servers, monkeypatch, client):
     credentials, bucket = local_servers.aws()
     S3Storage(bucket, credentials).write("chain.bin", b"abc")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", credentials.access_key.get_secret_value())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", credentials.secret_key.get_secret_value())
     storage = S3Storage(bucket, S3Credentials(endpoint=credentials.endpoint), client)
     assert storage.read("chain.bin") == b"abc"
 
