@@ -61,10 +61,23 @@ def check_configuration(options: argparse.Namespace) -> int:
             if not has_storage:
                 config = opened.enter_context(_on_synthetic_data(config))
                 print("--    storage: none is configured, so a run makes its own data; here are a few such files")
+                _tell_servers()
             report.step("outputs", partial(_check_outputs, config))
             _check_storage(report, config)
     print("a run would not start: mend the above" if report.failed else "a run would start")
     return int(report.failed)
+
+
+def _tell_servers() -> None:
+    """Which local servers a run can start: a run without any still measures files."""
+    from dnnbench.servers import KINDS, ServerError, installed_version
+
+    for kind in KINDS:
+        try:
+            told = f"{installed_version(kind)}, for --dnn-server {kind}"
+        except ServerError as exc:
+            told = str(exc)
+        print(f"--    server {kind}: {told}")
 
 
 @contextlib.contextmanager

@@ -371,6 +371,20 @@ def _s3_config(tmp_path, credentials, **s3):
     return path
 
 
+def test_a_server_that_is_asked_for_and_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "PATH", str(tmp_path))
+    done = bench("--dnn-server=ceph", "-k", "listing")
+    assert done.returncode == 4, done.stdout
+    assert "apt-get install" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_server_beside_a_configured_storage_is_refused(data):
+    done = bench(f"--dnn-config={data[1]}", "--dnn-server=ceph", "--collect-only")
+    assert done.returncode == 4
+    assert "--dnn-server ceph: a storage is configured" in done.stderr
+
+
 def test_a_missing_bucket_is_one_line(local_servers, tmp_path):
     out = tmp_path / "out.json"
     config = _s3_config(tmp_path, local_servers.aws()[0], bucket="no-such-bucket")
