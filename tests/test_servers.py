@@ -123,7 +123,8 @@ def test_servers_end_with_a_parent_that_is_killed(kind, ending, tmp_path):
 
 
 @NEEDS_CEPH
-def test_ceph_ends_with_the_child_that_holds_it_and_with_any_daemon():
+def test_ceph_ends_with_the_child_that_holds_it_and_with_any_daemon(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     for victim in (0, 1):
         server = LocalServer("ceph", {"a": 1})
         try:
