@@ -85,7 +85,9 @@ class MeteredPipeline(MeteredPasses):
 
     def _build(self) -> tf.data.Dataset:
         section = self._section
-        indices = tf.data.Dataset.from_generator(_weakly(self._orders), output_signature=tf.TensorSpec((None,), tf.int64))
+        indices = tf.data.Dataset.from_generator(
+            _weakly(self._orders), output_signature=tf.TensorSpec((None,), tf.int64)
+        )
         indices = indices.unbatch()
         if self._shuffle and section.shuffle_buffer:
             indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
