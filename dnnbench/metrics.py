@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnbench.errors import MeasurementError
+from dnnbench.metrics_rounds import (
+    MIB,
+    NS,
+    UNKNOWN,
+    Machine,
+    disturbances,
+    is_served_from_cache,
+    others_share,
+)
 
 SCHEMA = 1
-MIB = 1024 * 1024
-NS = 1_000_000_000
-# Other processes that took more than this share of the processors may well show in the figures. In less
-# time of all cores together than this, the kernel's ticks of 10 ms cannot tell them from our own.
-DISTURBED_SHARE = 0.1
-TOLD_APART_NS = NS
 # A read that is this much the client's own work says more of the client than of the storage.
 CLIENT_SHARE = 0.5
 # So much of the processors that a client may use is all of them, for who measures in ticks.
@@ -127,12 +130,22 @@ class Round:
     wall_ns: int = 0
     process_cpu_ns: int = 0
     others_cpu_ns: int = 0
-    cache: str = "unknown"
+    machine: Machine = field(default_factory=Machine)
+    # The page cache, as verified before the round and audited after it; what was fetched, and by which counter.
+    cache: str = UNKNOWN
+    fetched_bytes: int | None = None
+    fetched_by: str | None = None
+    # Whether nothing had read these objects before in this session; None where nothing is read.
+    first_read: bool | None = None
 
     @property
     def content_bytes(self) -> int:
         """Bytes read; for a listing the sizes that it told of."""
         return self.tally.read_bytes if self.listed_bytes is None else self.listed_bytes
+
+    def disturbed_by(self, cores: int) -> list[str]:
+        """What disturbed the round."""
+        return disturbances(self.others_cpu_ns, self.machine, self.wall_ns, cores)
 
 
 def per_second(amount: float, wall_ns: int) -> float:
@@ -195,7 +208,7 @@ def client_bound(
 def cache_state(rounds: Sequence[Round]) -> str:
     """The state that every round had, or ``unknown``."""
     states = {one.cache for one in rounds}
-    return states.pop() if len(states) == 1 else "unknown"
+    return states.pop() if len(states) == 1 else UNKNOWN
 
 
 def record(
@@ -205,8 +218,12 @@ def record(
     peak_memory_bytes: int | None,
     start_memory_bytes: int | None = None,
     worker_start_s: float | None = None,
+    repeated: Sequence[Round] = (),
 ) -> dict[str, Any]:
-    """The figures of a benchmark: totals over its rounds, rates as total over total, never a mean of means."""
+    """The figures of a benchmark: totals over its rounds, rates as total over total, never a mean of means.
+
+    ``repeated`` are rounds that were disturbed and made again: told of, and in no total.
+    """
     total = Tally()
     for one in rounds:
         total += one.tally
@@ -215,7 +232,10 @@ def record(
     content_bytes = sum(one.content_bytes for one in rounds)
     cpu_ns = sum(one.process_cpu_ns + one.worker_cpu_ns for one in rounds)
     core_ns = wall_ns * cores
-    others_cpu_share = sum(one.others_cpu_ns for one in rounds) / core_ns if core_ns >= TOLD_APART_NS else None
+    others_cpu_ns = sum(one.others_cpu_ns for one in rounds)
+    others_cpu_share = others_share(others_cpu_ns, wall_ns, cores)
+    disturbed_by = {why for one in rounds for why in one.disturbed_by(cores)}
+    disturbed_by.update(disturbances(others_cpu_ns, Machine(), wall_ns, cores))
     listing = any(one.listed_bytes is not None for one in rounds)
     figures: dict[str, Any] = {
         "schema": SCHEMA,
@@ -231,19 +251,26 @@ def record(
         "cpu_s_per_object": cpu_ns / NS / objects if objects else None,
         "cpu_share": cpu_ns / core_ns,
         "others_cpu_share": others_cpu_share,
-        "disturbed": None if others_cpu_share is None else others_cpu_share > DISTURBED_SHARE,
+        "disturbed": None if others_cpu_share is None and not disturbed_by else bool(disturbed_by),
+        "disturbed_by": sorted(disturbed_by),
+        "repeats": len(repeated),
         "cores": cores,
         "start_memory_mib": None if start_memory_bytes is None else start_memory_bytes / MIB,
         "peak_memory_mib": None if peak_memory_bytes is None else peak_memory_bytes / MIB,
         "cache": cache_state(rounds),
-        "per_round": [_round_record(one, listing) for one in rounds],
+        "fetched_bytes": _sum_if_known([one.fetched_bytes for one in rounds]),
+        "fetched_by": "; ".join(sorted({one.fetched_by for one in rounds if one.fetched_by})) or None,
+        "per_round": [_round_record(one, listing, cores) for one in rounds],
+        "repeated_rounds": [_round_record(one, listing, cores) for one in repeated],
     }
     if not listing:
+        figures.update(_first_and_later(rounds))
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
     if rounds[0].in_flight is not None and objects:
-        others_ns = sum(one.others_cpu_ns for one in rounds)
-        figures["client_bound"] = _client_bound(rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_ns) / wall_ns)
+        figures["client_bound"] = _client_bound(
+            rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_cpu_ns) / wall_ns
+        )
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
@@ -270,14 +297,42 @@ def _client_bound(reads: Round, figures: Mapping[str, Any], own_cores: float, al
     )
 
 
-def _round_record(one: Round, listing: bool) -> dict[str, Any]:
+def _sum_if_known(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _round_record(one: Round, listing: bool, cores: int) -> dict[str, Any]:
     return {
         "wall_s": one.wall_ns / NS,
         "objects": one.objects,
         ("listed_bytes" if listing else "bytes"): one.content_bytes,
         "objects_per_s": per_second(one.objects, one.wall_ns),
         "cache": one.cache,
+        "fetched_bytes": one.fetched_bytes,
+        "fetched_by": one.fetched_by,
+        "others_cpu_share": others_share(one.others_cpu_ns, one.wall_ns, cores),
+        "disturbed_by": one.disturbed_by(cores),
+        **one.machine.record(one.wall_ns, cores),
     }
+
+
+def _first_and_later(rounds: Sequence[Round]) -> dict[str, Any]:
+    """The first reading of keys and the later ones, apart, where the first was the session's first of them."""
+    first, later = rounds[0], rounds[1:]
+    if not first.first_read or not later:
+        return {"first_reads": None, "later_reads": None, "server_cache": None}
+    told = {}
+    for name, some in (("first_reads", [first]), ("later_reads", later)):
+        latency_ns = array("q")
+        for one in some:
+            latency_ns.extend(one.tally.latency_ns)
+        told[name] = {
+            "objects_per_s": per_second(sum(one.objects for one in some), sum(one.wall_ns for one in some)),
+            "latency_p50_ms": percentiles_ms(latency_ns).get("latency_p50_ms"),
+        }
+    cached = is_served_from_cache(first.tally.latency_ns, [one.tally.latency_ns for one in later])
+    return {**told, "server_cache": cached}
 
 
 def _loader_record(epochs: Sequence[EpochFigures], wall_ns: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class PeakMemory:
     """
 
     def __init__(self, without: Collection[int] = ()) -> None:
-        self._without = frozenset(without)
+        self.without = frozenset(without)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="dnnbench-memory")
         self.peak_bytes: int | None = None
@@ -101,7 +101,7 @@ class PeakMemory:
             self.cpu_ns = time.thread_time_ns()
 
     def _pids(self) -> list[int]:
-        return [os.getpid(), *(pid for pid in descendants() if pid not in self._without)]
+        return [os.getpid(), *(pid for pid in descendants() if pid not in self.without)]
 
 
 class OtherWork:

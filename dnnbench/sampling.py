@@ -10,7 +10,8 @@ import numpy as np
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.diagnosis import Reads
-from dnnbench.metrics import NS, per_second, percentiles_ms
+from dnnbench.metrics import per_second, percentiles_ms
+from dnnbench.metrics_rounds import NS
 from dnnbench.probe import cores, cores_busy_s
 from dnnbench.storage import page_cache
 from dnnbench.storage.base import Storage

@@ -36,6 +36,9 @@ class Workload(Protocol):
     def prepare(self, number: int) -> None:
         """Makes round ``number`` (from 0) ready, outside of the clock."""
 
+    def again(self) -> bool:
+        """Makes the round that has run ready once more, in the same order; False where it cannot run twice."""
+
     def run(self) -> None:
         """The timed part, and nothing else."""
 
@@ -66,6 +69,10 @@ class Listing:
     def prepare(self, number: int) -> None:
         self._listed = None
         self.storage.meter.take()
+
+    def again(self) -> bool:
+        self.prepare(0)
+        return True
 
     def run(self) -> None:
         self._listed = list_catalog(self.storage, self._sources, self._labels, self._workers)
@@ -113,8 +120,12 @@ class Reading:
             # Connecting and signing in happen once in a training's life, so they are not read time.
             key, size_bytes = self._items[0]
             self.storage.read(key, size_bytes)
+        self.again()
+
+    def again(self) -> bool:
         self.storage.meter.take()
         self._reads_before = self.storage.meter.reads
+        return True
 
     def run(self) -> None:
         if self._concurrency is None:
@@ -144,11 +155,13 @@ class Loader(Protocol):
     samples_done: int
     expected_samples: int
     before_epoch: Callable[[], None] | None
+    passes: int
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
     def take_epochs(self) -> list[Any]: ...
     def start_workers(self) -> float | None: ...
+    def rewind(self, passes: int) -> None: ...
 
 
 class Loading:
@@ -168,6 +181,15 @@ class Loading:
     def prepare(self, number: int) -> None:
         if number == 0:
             self.worker_start_s = self.loader.start_workers()
+        self._passes_before = self.loader.passes
+        self._begin()
+
+    def again(self) -> bool:
+        self.loader.rewind(self._passes_before)
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
         self.loader.take_epochs()
         self.storage.meter.take()
         self._done_before = self.loader.samples_done
@@ -233,6 +255,10 @@ class Training(Loading):
         super().prepare(number)
         self.trainer.warm_up()
 
+    def again(self) -> bool:
+        # The network has learned from the first attempt: another one would be another training.
+        return False
+
     def run(self) -> None:
         self.trainer.train()
 
@@ -263,8 +289,8 @@ class Inferring(Loading):
         self._batch_ns = array("q")
         self._confusion = np.zeros((0, 0), dtype=np.int64)
 
-    def prepare(self, number: int) -> None:
-        super().prepare(number)
+    def _begin(self) -> None:
+        super()._begin()
         categories = len(self.catalog.label_names)
         self._batch_ns = array("q")
         self._confusion = np.zeros((categories, categories + 1), dtype=np.int64)

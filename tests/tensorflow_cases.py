@@ -3,10 +3,12 @@
 Run by `test_tensorflow` in a process of its own: no fork is safe where TensorFlow has started.
 """
 
+import gc
 import json
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import keras
@@ -544,3 +546,30 @@ def test_forking_after_tensorflow_is_refused():
     settings = ["framework.PyTorch.DataLoader.multiprocessing_context=fork"]
     with pytest.raises(ConfigError, match="forkserver"):
         MeteredLoader(dataset, 2, expand_settings({}, settings)[0].config.framework.pytorch.loader)
+
+
+def test_a_pipeline_and_a_trained_network_leave_nothing_behind():
+    from tensorflow.python.eager import context
+
+    pipeline = MeteredPipeline(_bound(), 5)
+    config = expand_settings({}, ["framework.epochs=1"])[0].config
+
+    def functions_after_training(loader):
+        trainer = tensorflow_build.make_trainer(config, loader, 2)
+        trainer.warm_up()
+        trainer.train()
+        del trainer
+        gc.collect()
+        return len(context.context().list_function_names())
+
+    functions_after_training(pipeline)
+    before = functions_after_training(pipeline)
+    assert functions_after_training(pipeline) <= before
+    batches, gone = pipeline.plain, weakref.ref(pipeline)
+    del pipeline
+    gc.collect()
+    assert gone() is not None
+    assert len(list(batches)) == 5
+    del batches
+    gc.collect()
+    assert gone() is None

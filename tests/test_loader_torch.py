@@ -1,6 +1,7 @@
 """The metered loader: batches as a DataLoader gives them, and an exact account of every pass."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -380,3 +381,15 @@ def test_workers_end_with_a_parent_that_is_killed(start, ending, tmp_path):
     parent.stdin.close()
     parent.stdout.close()
     assert alive == []
+
+
+def test_a_loader_that_is_made_and_never_used_leaves_nothing_open():
+    def open_files_after_one():
+        with loading(images(), access="sequential", num_workers=2, multiprocessing_context="forkserver"):
+            pass
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    open_files_after_one()
+    before = open_files_after_one()
+    assert open_files_after_one() <= before

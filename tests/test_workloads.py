@@ -108,6 +108,30 @@ def test_a_fresh_order_each_round_that_a_seed_repeats(delayed):
     assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_round_that_runs_again_has_the_same_order(delayed, loads):
+    from dnnbench.config import expand_settings
+
+    storage, catalog = delayed
+    dataset = TorchImageClassificationDataset()
+    dataset.bind(storage, catalog)
+    section = expand_settings({}, ["framework.PyTorch.DataLoader.num_workers=0"])[0].config.framework.pytorch.loader
+    loader = MeteredLoader(dataset, 32, section)
+    workload = Loading(storage, catalog, loader, "load") if loads else Reading(storage, catalog, None, 1)
+    read = []
+    storage._read = lambda key, size_bytes: read.append(key) or storage.data
+    orders = []
+    for number in (0, 1):
+        workload.prepare(number)
+        for attempt in (0, 1):
+            assert attempt == 0 or workload.again()
+            read.clear()
+            workload.run()
+            workload.account()
+            orders.append(list(read))
+    assert orders[0] == orders[1] != orders[2] == orders[3]
+
+
 class _Broken:
     """A loader that loses or doubles something."""
 

@@ -201,13 +201,17 @@ class Steps(Section):
 
 
 class Execution(Section):
-    """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring."""
+    """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring.
+
+    ``max_repeats``: how many disturbed rounds of a benchmark are made again.
+    """
 
     workers: PositiveInt = 10
     steps: Steps = Steps()
     rounds: PositiveInt = 3
     seed: NonNegativeInt = 0
     cache: Literal["cold", "warm"] = "cold"
+    max_repeats: NonNegativeInt = 2
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 

@@ -140,6 +140,18 @@ class MeteredPasses(ABC):
         epochs, self._epochs = self._epochs, []
         return epochs
 
+    @property
+    def passes(self) -> int:
+        """How many passes have begun."""
+        return self._passes
+
+    def rewind(self, passes: int) -> None:
+        """Counts from ``passes`` again, so that the next pass has the order of that one.
+
+        A shuffle buffer of TensorFlow's goes on, and gives another order.
+        """
+        self._passes = passes
+
     def start_workers(self) -> float | None:
         """Starts what can be started before reading; the seconds that took, or None."""
         return None

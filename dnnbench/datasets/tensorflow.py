@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,19 @@ from dnnbench.probe import cores
 
 # Threads that tf.data may use where it chooses by itself how many reads run at a time.
 AUTOTUNED_THREADS = 16
+
+
+def _weakly(method: Any) -> Callable[..., Any]:
+    """The method as a function that does not keep its object: TensorFlow keeps what it calls as long as the process."""
+    found = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = found()
+        if bound is None:
+            raise ReferenceError("the pipeline is gone, and something still reads from it")
+        return bound(*arguments)
+
+    return call
 
 
 class RandomAccessDataset(ImageSamples):
@@ -71,7 +85,9 @@ class MeteredPipeline(MeteredPasses):
 
     def _build(self) -> tf.data.Dataset:
         section = self._section
-        indices = tf.data.Dataset.from_generator(self._orders, output_signature=tf.TensorSpec((None,), tf.int64))
+        indices = tf.data.Dataset.from_generator(
+            _weakly(self._orders), output_signature=tf.TensorSpec((None,), tf.int64)
+        )
         indices = indices.unbatch()
         if self._shuffle and section.shuffle_buffer:
             indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
@@ -109,7 +125,7 @@ class MeteredPipeline(MeteredPasses):
         yield order
 
     def _sample(self, index: Any) -> tuple[Any, Any, Any]:
-        image, label = tf.numpy_function(self._read, [index], [self._image_dtype, tf.int64])
+        image, label = tf.numpy_function(_weakly(self._read), [index], [self._image_dtype, tf.int64])
         image.set_shape(self._image_shape)
         label.set_shape(())
         return image, label, index
@@ -124,7 +140,7 @@ class MeteredPipeline(MeteredPasses):
             return np.zeros(self._image_shape, self._image_dtype), np.int64(-1)
 
     def _batch(self, indices: Any) -> tuple[Any, Any, Any]:
-        images, labels = tf.numpy_function(self._read_batch, [indices], [self._image_dtype, tf.int64])
+        images, labels = tf.numpy_function(_weakly(self._read_batch), [indices], [self._image_dtype, tf.int64])
         images.set_shape((None, *self._image_shape))
         labels.set_shape((None,))
         return images, labels, indices
@@ -192,7 +208,9 @@ class MeteredPipeline(MeteredPasses):
     @property
     def plain(self) -> tf.data.Dataset:
         """The same batches as a ``tf.data.Dataset`` that is not metered, such as for evaluation."""
-        return self._pipeline.map(lambda images, labels, _: (images, labels))
+        batches = self._pipeline.map(lambda images, labels, _: (images, labels))
+        batches.metered = self
+        return batches
 
     def batch_spec(self) -> tuple[Any, Any]:
         """What a batch is to TensorFlow, whatever its length."""

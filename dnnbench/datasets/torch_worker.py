@@ -112,7 +112,8 @@ def _unship(kind: type, file: str | None, state: bytes) -> Any:
 def check_ships(shipped: Shipped) -> None:
     """Raises `PluginError` where a dataset cannot be sent to a worker that is not forked from this process."""
     try:
-        ForkingPickler.dumps(shipped)
+        # Not the whole of it: the shared tensor in it would stay open for a worker that never asks for it.
+        ForkingPickler.dumps(shipped.dataset)
     # What pickle raises for what it cannot do has no common base.
     except (pickle.PicklingError, AttributeError, TypeError) as exc:
         raise PluginError(

@@ -46,7 +46,11 @@ class RandomAccessDatasetTrain(DNNTrain):
                 self.model.compile_step(self.train_dataloader.batch_spec())
 
     def _compile(self) -> None:
-        self.model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=self.model.loss_function(), metrics=["accuracy"])
+        optimizer = keras.optimizers.Adam(1e-3)
+        # Keras sums gradients over replicas, one alone too, by a gradient of its own that TensorFlow registers for
+        # ever, and with it the whole graph of each network that was trained.
+        optimizer._all_reduce_sum_gradients = _of_one_replica
+        self.model.compile(optimizer=optimizer, loss=self.model.loss_function(), metrics=["accuracy"])
 
     def train(self) -> None:
         if not self.model.compiled:
@@ -57,6 +61,10 @@ class RandomAccessDatasetTrain(DNNTrain):
             ).history
         for epoch, (loss, accuracy) in enumerate(zip(fitted["loss"], fitted["accuracy"], strict=True)):
             self.history.append({"epoch": epoch + 1, "loss": float(loss), "accuracy": float(accuracy)})
+
+
+def _of_one_replica(gradients_and_variables: Any) -> Any:
+    return gradients_and_variables
 
 
 class EmulatedAccelerator(Emulation, DNNTrain):
