@@ -33,13 +33,16 @@ LOUD = (
 
 MINE = """
 from dnnbench.datasets.torch import RandomAccessDataset
+from dnnbench.storage.s3 import S3Storage
 
 class Mine(RandomAccessDataset):
     def read_s3_object(self, image):
         storage, config = self.storage, self.config
         credentials = self.storage.credentials
+        # A server that goes away while a request is sent, whose frames hold all that is signed.
+        gone = S3Storage("bucket", credentials.model_copy(update={"endpoint": "http://127.0.0.1:9"}), storage.client)
         try:
-            storage.read(image + "-not-there")
+            gone.read(image)
         except Exception as error:
             raise RuntimeError("I cannot read it") from error
 """
