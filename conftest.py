@@ -1,8 +1,10 @@
 """Names the plugins of fixtures/, and nothing else."""
 
 pytest_plugins = [
+    "fixtures.session",
     "fixtures.options",
     "fixtures.axes",
+    "fixtures.journal",
     "fixtures.storages",
     "fixtures.loaders",
     "fixtures.measure",

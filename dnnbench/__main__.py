@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dnnbench.check import check_configuration
-from dnnbench.config import Config, expand_settings, load_config
+from dnnbench.config import Config, expand_settings, exposed_secrets, load_config
 from dnnbench.errors import DnnbenchError
 from dnnbench.run import run_benchmarks
 
@@ -81,6 +81,8 @@ def _positive(text: str) -> int:
 
 def _configuration(options: argparse.Namespace) -> Config:
     path = options.config
+    for warning in exposed_secrets(Path(path) if path else None, options.set):
+        print(f"dnnbench: {warning}", file=sys.stderr)
     return expand_settings(load_config(Path(path) if path else None), options.set, path or "", "--set")[0].config
 
 

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dnnbench.config import Config, FsStorage, expand_settings, load_config
+from dnnbench.config import Config, FsStorage, expand_settings, exposed_secrets, load_config
 from dnnbench.errors import DnnbenchError, MeasurementError
+from dnnbench.secrets import hide_secrets
 from dnnbench.storage.fs import FsStorage as FileStorage
 
 ONE_PAGE = 1000
@@ -38,7 +39,8 @@ class _Report:
             # The user's own dataset, network or trainer: its author needs the traceback.
             self.failed = True
             print(f"FAIL  {name}: {type(exc).__name__}: {exc}")
-            traceback.print_exc(file=sys.stdout)
+            hide_secrets(exc)
+            traceback.print_exception(exc, file=sys.stdout)
             return None
         print(f"ok    {name}: {told}")
         return result
@@ -51,6 +53,8 @@ def check_configuration(options: argparse.Namespace) -> int:
 
     def read() -> tuple[str, tuple[Config, bool]]:
         data = load_config(path)
+        for warning in exposed_secrets(path):
+            print(f"warn  {warning}")
         config = expand_settings(data, [], str(path))[0].config
         return f"{path} (hash {config.hash()})", (config, "storage" in data)
 

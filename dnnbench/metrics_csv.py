@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import datetime
 import io
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         kept = {"accuracy"} if "confusion" in figures else set()
         common = {key: value for key, value in common.items() if key not in PER_EPOCH or key in kept}
     common |= {
-        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time_utc": figures["finished_utc"],
         "benchmark": name,
         "swept": " ".join(f"{key}={value}" for key, value in figures["swept"].items()),
         "catalog_hash": figures["catalog"]["hash"],
@@ -49,6 +50,16 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         common["limit"] = figures["ladder"]["verdict"]["limit"]
     parts = figures.get("epochs") or [figures]
     return [common | {key: part[key] for key in (*PER_EPOCH, "epoch") if part.get(key) is not None} for part in parts]
+
+
+def missing(path: Path, new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the rows that are not in the file, by their time, benchmark and epoch."""
+    key = ("time_utc", "benchmark", "epoch")
+    if not path.exists():
+        return list(new)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        there = {tuple(row.get(column) for column in key) for row in csv.DictReader(file)}
+    return [row for row in new if tuple(str(row.get(column, "")) for column in key) not in there]
 
 
 def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
@@ -68,8 +79,15 @@ def append(path: Path, new: Sequence[Mapping[str, Any]]) -> Path | None:
     # A last line without an end would take the first new row into it.
     start = header if empty else "\r\n" if cut_off else ""
     text = start + "".join(_line([row.get(column, "") for column in COLUMNS]) for row in new)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        file.write(text)
+    before_bytes = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        # A disk that is full takes part of it.
+        with contextlib.suppress(OSError):
+            os.truncate(path, before_bytes)
+        raise
     return kept
 
 

@@ -35,6 +35,25 @@ def check_folder_writable(what: str, folder: Path) -> None:
         raise ConfigError(f"{what}: {folder}: cannot be written ({there}: {exc.strerror})") from exc
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name beside it and renames it, so that nobody sees half of one.
+
+    What is no file, such as ``/dev/stdout``, is written as it is. Raises `OSError`; then what was there still is.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _write_into(folder: Path) -> None:
     # Rights alone do not tell: a file system may be read-only, or no place for files at all.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".dnnbench-"):

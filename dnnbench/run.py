@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from dnnbench.config import expand_settings, load_config
+from dnnbench.config import expand_settings, load_config, names_secret
 
 INTERRUPT_PATIENCE_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +33,23 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         # Quoted, so that a comma in it makes no second value.
         command.append("--dnn-set=metrics.path=" + json.dumps(f"{path.stem}.metrics.csv"))
     before_ns = _modified_ns(json_path)
-    status = _wait(subprocess.Popen([*command, *options.pytest_arguments]))  # noqa: S603 (our own tests)
+    arguments, hidden = _hide(options.pytest_arguments)
+    status = _wait(subprocess.Popen([*command, *arguments], pass_fds=hidden))  # noqa: S603 (our own tests)
     if status == 0 and _modified_ns(json_path) != before_ns:
         print(f"figures: {json_path}")
     return status
+
+
+def _hide(arguments: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The arguments as a command line may show them, and open files that go with it.
+
+    Where one sets a secret, all are in a file in memory, which pytest reads.
+    """
+    if not any(names_secret(word.removeprefix("--dnn-set=").partition("=")[0]) for word in arguments):
+        return list(arguments), []
+    handle = os.memfd_create("dnnbench-arguments")
+    os.write(handle, "\n".join(arguments).encode())
+    return [f"@/proc/self/fd/{handle}"], [handle]
 
 
 def _modified_ns(path: Path) -> int | None:

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.metrics import EpochFigures, Inference, Round, Tally, record
-from dnnbench.metrics_csv import COLUMNS, PER_EPOCH, append, rows
+from dnnbench.metrics_csv import COLUMNS, PER_EPOCH, append, missing, rows
 
 S = 1_000_000_000
 MIB = 1024 * 1024
 IDENTITY = {
     "what": "torch train random", "storage": "fs", "storage_label": "nfs1", "client": "posix", "settings": {},
     "swept": {}, "catalog": {"hash": "0123456789abcdef", "objects": 10}, "config_hash": "fedcba9876543210",
+    "finished_utc": "2026-01-02T03:04:05+00:00",
 }  # fmt: skip
 
 
@@ -217,3 +218,12 @@ def test_nothing_to_append_adds_no_row_and_loses_none(path, there):
     append(path, rows("after", figures()))
     assert [row["benchmark"] for row in read(path)] == ["before"] * (there == "header and rows") + ["after"]
     assert path.read_text().count("time_utc") == 1
+
+
+def test_what_a_killed_run_wrote_is_not_written_again(path):
+    new = rows("test_training[fs]", figures(LEARNED)) + rows("test_read[fs]", figures())
+    assert missing(path, new) == new
+    append(path, new[1:])
+    assert missing(path, new) == new[:1]
+    later = rows("test_read[fs]", figures(finished_utc="2026-01-02T03:04:06+00:00"))
+    assert missing(path, later) == later

@@ -1,6 +1,6 @@
 """The configuration file as typed models. `load_config` reads it; `Config` is the result."""
 
-from dnnbench.config.load import Variant, expand_settings, load_config
+from dnnbench.config.load import Variant, expand_settings, exposed_secrets, load_config, names_secret
 from dnnbench.config.model import Config, ConfigError, Execution, FsStorage, S3Credentials, S3Storage
 
 __all__ = [
@@ -12,5 +12,7 @@ __all__ = [
     "S3Storage",
     "Variant",
     "expand_settings",
+    "exposed_secrets",
     "load_config",
+    "names_secret",
 ]

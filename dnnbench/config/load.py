@@ -44,6 +44,54 @@ def load_config(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    data = _read(path)
+    try:
+        return typing.cast(dict[str, Any], _clean(data, ""))
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+
+
+def exposed_secrets(path: Path | None, settings: Sequence[str] = ()) -> list[str]:
+    """Warnings, of a line each, for secrets that other users of this machine can read.
+
+    They are in the file, which others may read, or in ``KEY=VALUE`` settings of a command line, which anybody sees.
+    ``${ENV}`` in the place of a secret is none. Raises `ConfigError`, as `load_config` does.
+    """
+    told = []
+    mode = path.stat().st_mode & 0o777 if path is not None and path.exists() else 0
+    if path is not None and mode & 0o077 and _holds_secret(_read(path)):
+        told.append(
+            f"{path}: holds secrets, and others can read it (mode {mode:03o}): chmod 600 it, or write "
+            '"${NAME}" for a variable of the environment'
+        )
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if names_secret(key) and not _ENV.fullmatch(value):
+            told.append(f"{key}: a secret on the command line, which all users of this machine see: write '${{NAME}}'")
+    return told
+
+
+def names_secret(key: str) -> bool:
+    """Whether a dotted path names a secret."""
+    return key.rpartition(".")[2] in SECRETS
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_secret(item) for item in value)
+    if not isinstance(value, dict):
+        return False
+    return any(
+        (key in SECRETS and isinstance(inner, str) and bool(inner) and not _ENV.fullmatch(inner))
+        or _holds_secret(inner)
+        for key, inner in value.items()
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's content as it is written, comments and remarks in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -53,7 +101,7 @@ def load_config(path: Path | None) -> dict[str, Any]:
     plain = _STRING_OR_REMARK.sub(lambda m: m[1] or " " * len(m[2]), text)
     plain = _STRING_OR_SPARE_COMMA.sub(lambda m: m[1] or " ", plain)
     try:
-        data = _clean(json.loads(plain, object_pairs_hook=_no_key_twice), "")
+        data = json.loads(plain, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not valid JSON: {exc.msg}") from exc
     except ConfigError as exc:
@@ -76,9 +124,11 @@ def expand_settings(
     for setting in settings:
         key, _, text = setting.partition("=")
         if not key or not text:
-            raise ConfigError(f"{option} {setting}: expected KEY=VALUE or KEY=VALUE,VALUE")
+            # What stands behind the key may be a secret.
+            shown = re.split(r"[=\s]", setting, maxsplit=1)[0]
+            raise ConfigError(f"{option} {shown}: expected KEY=VALUE or KEY=VALUE,VALUE")
         axes[key] = [_parse_value(key, piece) for piece in _split_values(text)]
-        if len(axes[key]) > 1 and key.rpartition(".")[2] in SECRETS:
+        if len(axes[key]) > 1 and names_secret(key):
             # It would be shown in the ids and in the record.
             raise ConfigError(f"{option} {key}: a secret takes one value")
     variants = []
@@ -148,7 +198,8 @@ def _describe(error: Any) -> str:
     expected = re.sub(r"^(Value error, |\w+ should (be|have) )", "", error["msg"]).partition(" after validation")[0]
     if error["type"] == "value_error":
         return f"{path}: expected {expected}"
-    secret = bool(loc) and loc[-1] in (*SECRETS, "credentials")
+    # Also where an account or its credentials are something else than an object.
+    secret = any(part in (*SECRETS, "credentials", "aws", "dss") for part in loc)
     found = _kind(error["input"]) if secret else f"{_kind(error['input'])} {_short(error['input'])}".rstrip()
     return f"{path}: found {found}, expected {expected}"
 

@@ -70,6 +70,8 @@ class S3Credentials(Section):
             raise ValueError("a URL that starts with http:// or https://")
         if value is not None and "@" in value:
             raise ValueError("a URL without credentials in it (use access_key and secret_key)")
+        if value is not None and ("?" in value or "#" in value):
+            raise ValueError('a URL without "?" and "#", not one that is signed (use access_key and secret_key)')
         return value.rstrip("/") if value else value
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,9 @@ from dnnbench.storage.errors import DeniedError, MisconfiguredError, StorageErro
 from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
 
 MAX_CONNECTIONS = 64
+# What these say of each request holds keys, tokens and signatures.
+for _name in ("boto3", "botocore", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.INFO)
 
 
 class Boto3Client:
