@@ -37,7 +37,8 @@ class Tally:
 
     ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
     bytes of those objects; ``requests`` counts every request on the wire by verb, retries included;
-    ``own_reads`` are those of the reads that a user's dataset made past the storage.
+    ``own_reads`` are those of the reads that a user's dataset made past the storage; ``verified`` counts reads by what
+    they were held against: ``length``, the SHA-256 of a ``manifest``, or the checksum of the ``server``.
     """
 
     latency_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -46,6 +47,7 @@ class Tally:
     retries: int = 0
     errors: int = 0
     own_reads: int = 0
+    verified: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: Tally) -> Tally:
         self.latency_ns.extend(other.latency_ns)
@@ -54,6 +56,7 @@ class Tally:
         self.retries += other.retries
         self.errors += other.errors
         self.own_reads += other.own_reads
+        self.verified.update(other.verified)
         return self
 
 
@@ -239,6 +242,7 @@ def record(
         "per_round": [_round_record(one, listing) for one in rounds],
     }
     if not listing:
+        figures["verified"] = dict(sorted(total.verified.items()))
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
     if rounds[0].in_flight is not None and objects:
@@ -315,11 +319,12 @@ def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
     }
 
 
-def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int) -> None:
+def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int, checksums: bool = False) -> None:
     """Holds one pass over a catalog against it: each sample once, as many as expected, and their bytes.
 
     ``indices`` and ``sizes_bytes`` are arrays of whole numbers. Reads that a user's dataset made by itself may
-    leave out a little of each object, such as what follows a picture's end. Raises `MeasurementError`.
+    leave out a little of each object, such as what follows a picture's end. With ``checksums``, each read must have
+    been held against one. Raises `MeasurementError`.
     """
     import numpy as np
 
@@ -346,3 +351,9 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
     least_bytes = expected_bytes * (1 - (1 - OWN_READS_SHARE) * tally.own_reads / reads)
     if not least_bytes <= tally.read_bytes <= expected_bytes:
         raise MeasurementError(f"{what}: {tally.read_bytes} bytes were read, but the catalog says {expected_bytes}")
+    verified = tally.verified["manifest"] + tally.verified["server"]
+    if checksums and verified != reads:
+        raise MeasurementError(
+            f"{what}: {verified} of {reads} objects were held against a checksum, as dataset.verify asks; a dataset of "
+            "your own hands on the key as it gets it: self.storage.read(image)"
+        )

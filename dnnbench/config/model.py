@@ -164,7 +164,8 @@ class Access(Section):
 class Dataset(Section):
     """``dataset``: the class that reads samples, and what a sample is.
 
-    ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`).
+    ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`). ``verify`` is
+    what each object that is read is held against: nothing, its listed length, or a checksum too (`dnnbench.manifest`).
     """
 
     name: NonEmptyStr = "TorchImageClassificationDataset"
@@ -174,6 +175,7 @@ class Dataset(Section):
     image_mode: Literal["grey", "colour"] = "grey"
     image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
     decode: Literal["full", "reduced"] = "full"
+    verify: Literal["none", "length", "checksum"] = "length"
 
     @field_validator("label")
     @classmethod

@@ -64,7 +64,11 @@ class TorchConnectorClient(OneAttemptClient):
     def get(self, bucket: str, key: str, size_bytes: int | None = None) -> bytes:
         """The object; of more than `PART_BYTES` in several requests."""
         requests = max(-(-(size_bytes or 0) // PART_BYTES), 1)
-        return bytes(self._ask("GET", bucket, key, lambda: self._client.get_object(bucket, key).read(), requests))
+        data = bytes(self._ask("GET", bucket, key, lambda: self._client.get_object(bucket, key).read(), requests))
+        # Where the size was not known before, the requests after the first are known now.
+        if size_bytes is None and len(data) > PART_BYTES:
+            self._meter.request("GET", -(-len(data) // PART_BYTES) - 1)
+        return data
 
     def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
