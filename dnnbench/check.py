@@ -210,8 +210,8 @@ def _check_outputs(config: Config) -> tuple[str, bool]:
     path = csv_path(config) if config.execution.steps.metrics else None
     if path is not None:
         check_writable("metrics.path", path)
-    if config.model.save_dir:
-        check_folder_writable("model.save_dir", Path(config.model.save_dir).expanduser())
+    if save_dir := config.save_dir():
+        check_folder_writable("model.save_dir", save_dir)
     told = [
         f"metrics in {path}" if path else "",
         f"networks in {config.model.save_dir}" if config.model.save_dir else "",

@@ -369,12 +369,32 @@ def test_any_setting_works_or_is_refused_in_one_line(dnn_set):
         ({"framework": {"name": ["PyTorch", "PyTorch"]}}, ["framework.name", "twice"]),
         ({"framework": {"name": ["pytorch"]}}, ["framework.name[0]", '"pytorch"', "'PyTorch'"]),
         ({"storage": {"s3": {"aws": {"credentials": {"access_key": "a", "secret_key": "b\n"}}}}}, ["line breaks"]),
+        ({"storage": {"fs": {"data_dir": ["/d", "/d\0"]}}}, ["storage.fs.data_dir[1]", "no file's name can hold"]),
+        ({"storage": {"fs": {"data_dir": [""]}}}, ["storage.fs.data_dir[0]", "at least 1 character"]),
+        ({"metrics": {"path": "\ud800"}}, ["metrics.path", "no file's name can hold"]),
+        ({"model": {"save_dir": "a\0"}}, ["model.save_dir", "no file's name can hold"]),
+        ({"dataset": {"verify": "md5"}}, ["dataset.verify", '"md5"', "'checksum'"]),
     ],
 )
 def test_what_would_measure_something_else_is_refused(data, words):
     with pytest.raises(ConfigError) as caught:
         expand_settings(data, [])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "ask"),
+    [
+        ("storage.fs.data_dir", Config.data_dirs),
+        ("model.save_dir", Config.save_dir),
+        ("metrics.path", Config.metrics_path),
+    ],
+)
+def test_the_home_of_a_user_that_is_not_there_is_one_line(key, ask):
+    (variant,) = expand_settings({}, [f"{key}=~no-such-user/x"])
+    with pytest.raises(ConfigError, match=f"{key}: ~no-such-user/x: "):
+        ask(variant.config)
+    assert ask(Config()) in ([], None)
 
 
 def test_the_same_folder_under_another_name_is_refused(tmp_path):
