@@ -19,6 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # What is decoded, by content: what Pillow could open besides is no picture of a training, and some of it starts
 # other programs. The usual ones come first; the last two make Pillow load all that it knows.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_PNG_END = b"IEND\xaeB`\x82"
 _KNOWN = "JPEG, PNG, GIF, BMP, WebP, TIFF"
 
 
@@ -67,6 +68,9 @@ def decode(
             # A size that 8 does not divide is rounded up: without the box, the picture would be stretched a little.
             drafted = image.draft(mode, (width, height)) if reduced else None
             box = drafted[1] if drafted else None
+            # Of JPEG's end Pillow asks by itself; a PNG it takes without.
+            if image.format == "PNG" and data.rfind(_PNG_END) < 0:
+                raise DecodeError("cannot be decoded (a PNG without its end: the file is truncated)")
             pixels = _in_8_bits(image).convert(mode).resize((width, height), Image.Resampling.BILINEAR, box)
     except DecodeError:
         raise
@@ -91,6 +95,9 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         import numpy as np
 
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "LAB":
+        # Pillow makes grey of it and no colours.
+        raise DecodeError("cannot be decoded (Lab is no colour space that becomes RGB here)")
     if image.mode in ("I", "F"):
         raise DecodeError(f"has pixels of 32 bits (Pillow's mode {image.mode}), whose scale is not known; convert it")
     return image
