@@ -37,8 +37,8 @@ class Tally:
 
     ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
     bytes of those objects; ``requests`` counts every request on the wire by verb, retries included;
-    ``own_reads`` are those of the reads that a user's dataset made past the storage; ``verified`` counts reads by what
-    they were held against: ``length``, the SHA-256 of a ``manifest``, or the checksum of the ``server``.
+    ``own_reads`` are those of the reads that a user's dataset made past the storage; ``not_by_length`` counts the reads
+    that were held against the SHA-256 of a ``manifest``, the checksum of the ``server``, or ``nothing``.
     """
 
     latency_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -47,7 +47,7 @@ class Tally:
     retries: int = 0
     errors: int = 0
     own_reads: int = 0
-    verified: Counter[str] = field(default_factory=Counter)
+    not_by_length: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: Tally) -> Tally:
         self.latency_ns.extend(other.latency_ns)
@@ -56,8 +56,15 @@ class Tally:
         self.retries += other.retries
         self.errors += other.errors
         self.own_reads += other.own_reads
-        self.verified.update(other.verified)
+        self.not_by_length.update(other.not_by_length)
         return self
+
+    @property
+    def verified(self) -> dict[str, int]:
+        """How many reads were held against what: their listed ``length``, or that and a checksum."""
+        by_length = len(self.latency_ns) - self.not_by_length.total()
+        counts = {"length": by_length, **{by: self.not_by_length[by] for by in ("manifest", "server")}}
+        return {by: count for by, count in counts.items() if count}
 
 
 @dataclass
@@ -242,7 +249,7 @@ def record(
         "per_round": [_round_record(one, listing) for one in rounds],
     }
     if not listing:
-        figures["verified"] = dict(sorted(total.verified.items()))
+        figures["verified"] = total.verified
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
     if rounds[0].in_flight is not None and objects:
@@ -351,7 +358,7 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
     least_bytes = expected_bytes * (1 - (1 - OWN_READS_SHARE) * tally.own_reads / reads)
     if not least_bytes <= tally.read_bytes <= expected_bytes:
         raise MeasurementError(f"{what}: {tally.read_bytes} bytes were read, but the catalog says {expected_bytes}")
-    verified = tally.verified["manifest"] + tally.verified["server"]
+    verified = tally.not_by_length["manifest"] + tally.not_by_length["server"]
     if checksums and verified != reads:
         raise MeasurementError(
             f"{what}: {verified} of {reads} objects were held against a checksum, as dataset.verify asks; a dataset of "

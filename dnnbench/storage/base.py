@@ -71,14 +71,14 @@ class Meter:
         """How many reads the calling thread has done; only grows."""
         return getattr(self._thread, "reads", 0)
 
-    def read_done(self, latency_ns: int, size_bytes: int, verified: str | None = None) -> None:
-        """Counts a read; ``verified`` says what it was held against (see `Tally`)."""
+    def read_done(self, latency_ns: int, size_bytes: int, held_against: str | None = None) -> None:
+        """Counts a read; ``held_against`` says against what it was, unless that is its listed length (see `Tally`)."""
         self._thread.reads = self.reads_of_this_thread + 1
         with self._lock:
             self._tally.latency_ns.append(latency_ns)
             self._tally.read_bytes += size_bytes
-            if verified is not None:
-                self._tally.verified[verified] += 1
+            if held_against is not None:
+                self._tally.not_by_length[held_against] += 1
             self.reads += 1
 
     def own_read_done(self, latency_ns: int, size_bytes: int) -> None:
@@ -86,7 +86,7 @@ class Meter:
         self.request("READ")
         with self._lock:
             self._tally.own_reads += 1
-        self.read_done(latency_ns, size_bytes)
+        self.read_done(latency_ns, size_bytes, "nothing")
 
     def request(self, verb: str, count: int = 1) -> None:
         with self._lock:
@@ -189,10 +189,10 @@ class Storage(ABC):
         except StorageError:
             meter.error()
             raise
-        if sha256 is not None:
-            meter.read_done(latency_ns, len(data), "manifest" if sha256 else "server")
+        if sha256 is None and size_bytes is not None:
+            meter.read_done(latency_ns, len(data))
         else:
-            meter.read_done(latency_ns, len(data), None if size_bytes is None else "length")
+            meter.read_done(latency_ns, len(data), "nothing" if sha256 is None else "manifest" if sha256 else "server")
         return data
 
     def read(self, key: str, size_bytes: int | None = None, sha256: bytes | None = None) -> bytes:
@@ -219,7 +219,7 @@ class Storage(ABC):
         self._counting_errors(self.open)
         start_ns = self.clock_ns()
         data = self._counting_errors(self._read_range, key, start, end)
-        self.meter.read_done(self.clock_ns() - start_ns, len(data))
+        self.meter.read_done(self.clock_ns() - start_ns, len(data), "nothing")
         return bytes(data)
 
     def read_many(self, items: Iterable[Item], concurrency: int, in_order: bool = False) -> Iterator[tuple[int, Any]]:
