@@ -75,13 +75,17 @@ def jpeg(size=None, **options):
     return data if size is None else resized(data, data.index(b"\xff\xc0") + 5, ">HH", size)
 
 
+def halves():
+    """The upper half red: turned, its first row would be red and blue."""
+    picture = Image.new("RGB", (16, 16), BLUE)
+    picture.paste(RED, (0, 0, 16, 8))
+    return picture
+
+
 def turned():
     exif = Image.Exif()
     exif[0x0112] = 6
-    # As wide as it is high, the upper half red: turned it would be the right one.
-    picture = Image.new("RGB", (16, 16), BLUE)
-    picture.paste(RED, (0, 0, 16, 8))
-    return encoded(picture, "JPEG", quality=95, exif=exif, subsampling=0)
+    return encoded(halves(), "JPEG", quality=95, exif=exif, subsampling=0)
 
 
 GREY16 = struct.pack(">H", 0x6412)
@@ -116,10 +120,10 @@ IMAGES = {
     "32-bit TIFF, floating point": (encoded(Image.new("F", (9, 7), 0.5), "TIFF"), "has pixels of 32 bits"),
     "Lab TIFF": (encoded(Image.new("LAB", (9, 7)), "TIFF"), NOT_DECODED),
     "black and white": (encoded(Image.new("1", (9, 7), 1), "PNG"), (255, 255, 255)),
-    "palette": (encoded(plain().quantize(4), "PNG"), RED),
-    "palette with a transparent colour": (encoded(plain().quantize(4), "PNG", transparency=0), RED),
+    "palette": (encoded(halves().quantize(4), "PNG"), RED),
+    "palette with a transparent colour": (encoded(halves().quantize(4), "PNG", transparency=0), RED),
     "palette with degrees of transparency": (
-        encoded(plain().quantize(4), "PNG", transparency=bytes([0, 128, 9, 255])), RED,
+        encoded(halves().quantize(4), "PNG", transparency=bytes([128, 9])), RED,
     ),
     "transparent PNG": (encoded(Image.new("RGBA", (9, 7), (*RED, 0)), "PNG"), RED),
     "transparent WebP": (encoded(Image.new("RGBA", (9, 7), (*RED, 0)), "WEBP", lossless=True, exact=True), RED),
