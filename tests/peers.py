@@ -449,10 +449,8 @@ ROWS = {"raw": row_raw, "verify": row_verify, "away": row_away, "near": row_near
 RATIOS = [
     ("harness, obstore c32", "bare obstore, 32 in flight", 0.95),
     ("harness, obstore c32", "harness, boto3 c32", 8),
-    ("obstore c32, length", "obstore c32, none", 0.97),
     ("obstore c32, checksum", "obstore c32, length", 0.5),
-    ("warm files c32, length", "warm files c32, none", 0.97),
-    ("warm files c32, checksum", "warm files c32, length", 0.3),
+    ("warm files c32, checksum", "warm files c32, length", 0.25),
     ("ours away, 2 workers", "plain boto3 away, 8 workers", 10),
     ("ours away, 2 workers", "S3MapDataset away, 8 workers", 4),
     ("ours away, 2 workers", "ours on warm files, 2 workers", 0.8),
