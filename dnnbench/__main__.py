@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dnnbench.check import check_configuration
 from dnnbench.config import Config, expand_settings, exposed_secrets, load_config
 from dnnbench.errors import DnnbenchError
 from dnnbench.run import run_benchmarks
+
+if TYPE_CHECKING:
+    from dnnbench.storage.base import Storage
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -63,10 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("source", metavar="SOURCE", help=places)
     copy.add_argument("destination", metavar="DEST", help=places)
 
-    for command in (generate, copy, predict):
+    manifest = commands.add_parser("manifest", help="write the checksums of a source, for dataset.verify=checksum")
+    manifest.set_defaults(command=_manifest)
+    manifest.add_argument("places", metavar="PLACE", nargs="+", help=f"a source: {places}")
+
+    for command in (generate, copy, predict, manifest):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of it")
-    for command in (generate, copy):
+    for command in (generate, copy, manifest):
         command.add_argument("--concurrency", type=_positive, default=16, help="objects in flight (default 16)")
         command.add_argument("--overwrite", action="store_true", help="replace objects that exist")
     return parser
@@ -87,6 +95,7 @@ def _configuration(options: argparse.Namespace) -> Config:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from dnnbench.manifest import write_manifests
     from dnnbench.synth import SynthSpec, image, keys, size_bytes
     from dnnbench.transfer import Item
 
@@ -104,7 +113,9 @@ def _generate(options: argparse.Namespace) -> None:
         return lambda: image(spec, source, category, number)
 
     items: list[Item] = [(key, size_bytes(spec, *place), maker(*place)) for key, place in keys(spec)]
-    _transfer(options, config, items)
+    digests: dict[str, bytes] = {}
+    destination, prefix = _transfer(options, config, items, digests)
+    write_manifests(destination, prefix, items, digests)
 
 
 def _copy(options: argparse.Namespace) -> None:
@@ -112,6 +123,20 @@ def _copy(options: argparse.Namespace) -> None:
 
     config = _configuration(options)
     _transfer(options, config, items_of(*parse_place(options.source, config)))
+
+
+def _manifest(options: argparse.Namespace) -> None:
+    from dnnbench.manifest import make_manifest
+    from dnnbench.transfer import parse_place
+
+    config = _configuration(options)
+    for text in options.places:
+        storage, prefix = parse_place(text, config)
+        start_s = time.perf_counter()
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
+        key, objects, read_bytes = make_manifest(storage, folder, options.concurrency, options.overwrite)
+        rate = read_bytes / 1e6 / (time.perf_counter() - start_s)
+        print(f"{key}: the checksums of {objects:,} objects, {read_bytes:,} bytes, {rate:.1f} MB/s")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -132,7 +157,13 @@ def _predict(options: argparse.Namespace) -> None:
             raise NotFoundError(storage.label, text, "there are no images here")
 
 
-def _transfer(options: argparse.Namespace, config: Config, items: list) -> None:  # type: ignore[type-arg]
+def _transfer(
+    options: argparse.Namespace,
+    config: Config,
+    items: list[Any],
+    digests: dict[str, bytes] | None = None,
+) -> tuple[Storage, str]:
+    """Writes the items to the destination, and returns that."""
     from dnnbench.transfer import parse_place, transfer
 
     destination, prefix = parse_place(options.destination, config)
@@ -144,10 +175,12 @@ def _transfer(options: argparse.Namespace, config: Config, items: list) -> None:
         total=len(items),
         overwrite=options.overwrite,
         concurrency=options.concurrency,
+        digests=digests,
     )
     rate = done.bytes / 1e6 / (time.perf_counter() - start_s)
     skipped = f", {done.skipped:,} skipped (there already)" if done.skipped else ""
     print(f"{options.destination}: {done.objects:,} objects, {done.bytes:,} bytes, {rate:.1f} MB/s{skipped}")
+    return destination, prefix
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ bytes, once for all processes, and cost a worker nothing.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 import os
@@ -24,12 +25,17 @@ from dnnbench.errors import DnnbenchError
 from dnnbench.images import EXTENSIONS, is_image_name
 from dnnbench.outputs import goes_with
 from dnnbench.packed_names import CHUNK_SAMPLES, Int64s, Names, chunks
-from dnnbench.storage.base import Entry, Storage
+from dnnbench.storage.base import OF_SERVER, Entry, Item, Storage
 from dnnbench.storage.errors import NotFoundError
 
 # Of the columns in a file: numbers of eight bytes are read where eight divides their address.
 _ALIGNMENT = 64
 _LONGEST_EXTENSION = max(map(len, EXTENSIONS))
+# What each object that is read is held against (``dataset.verify``).
+NONE, LENGTH, CHECKSUM = "none", "length", "checksum"
+SHA256_BYTES = hashlib.sha256().digest_size
+_NO_SHA256 = np.empty(0, dtype=np.uint8)
+_UNKNOWN = bytes(SHA256_BYTES)
 
 _Layout = list[tuple[str, int]]
 
@@ -55,6 +61,7 @@ class Catalog:
 
     Sample ``i`` belongs to ``groups[group_numbers[i]]``; ``names`` are the keys below the prefix of
     the group. ``sizes_bytes`` is an array, uint32 where all sizes fit and else int64.
+    ``verify`` is what reads are held against: the objects' listed length, unless `expecting` says otherwise.
     ``left_out`` counts what was listed and is no sample, by reason: ``hidden``, ``empty``,
     ``not_image``, ``folder_marker``.
     """
@@ -71,7 +78,8 @@ class Catalog:
         self.groups, self.label_names = tuple(groups), tuple(label_names)
         self.left_out: Counter[str] = Counter(left_out or {})
         numbers = np.asarray(group_numbers, dtype=_number_type(self.groups))
-        self._hold([names.offsets, names.block, _narrow(np.asarray(sizes_bytes)), numbers])
+        self._hold([names.offsets, names.block, _narrow(np.asarray(sizes_bytes)), numbers, _NO_SHA256])
+        self.verify = LENGTH
         self._hash: str | None = None
         self._spilled: str | None = None
 
@@ -92,9 +100,45 @@ class Catalog:
     def label(self, index: int) -> int:
         return self._group(index).label
 
-    def items(self, indices: Sequence[int] | Int64s) -> Iterator[tuple[str, int | None]]:
-        """(key, size in bytes) of the given samples, as `Storage.read_many` takes them."""
-        return ((self.key(i), self.size_bytes(i)) for i in indices)
+    def item(self, index: int) -> Item:
+        """A sample as `Storage.fetch` takes it: its key, and what is read is held against."""
+        if self.verify == LENGTH:
+            return self.key(index), self.size_bytes(index)
+        if self.verify == NONE:
+            return self.key(index), None
+        return self.key(index), self.size_bytes(index), self.sha256(index)
+
+    def items(self, indices: Sequence[int] | Int64s) -> Iterator[Item]:
+        """`item` of the given samples, as `Storage.read_many` takes them."""
+        return map(self.item, indices)
+
+    def sha256(self, index: int) -> bytes:
+        """The SHA-256 of a sample's content; `OF_SERVER` where none is known."""
+        known = self._sha256[index].tobytes() if len(self._sha256) else _UNKNOWN
+        return OF_SERVER if known == _UNKNOWN else known
+
+    def first_without_sha256(self) -> int | None:
+        """The first sample whose SHA-256 is not known, if there is one."""
+        if not len(self._sha256):
+            return 0 if len(self) else None
+        unknown = np.flatnonzero(~self._sha256.any(axis=1))
+        return int(unknown[0]) if len(unknown) else None
+
+    def by_group(self) -> Iterator[tuple[Group, Int64s]]:
+        """Each group, and its samples in the catalog's order."""
+        order = np.argsort(self._group_numbers, kind="stable")
+        ends = np.cumsum(np.bincount(self._group_numbers, minlength=len(self.groups)))
+        return zip(self.groups, np.split(order, ends[:-1]), strict=True)
+
+    def expecting(self, verify: str, sha256: npt.NDArray[np.uint8] | None = None) -> Catalog:
+        """The same samples, their reads held against ``verify``, and that is the rows of ``sha256`` [samples, 32].
+
+        A row of zeros is one that is not known.
+        """
+        catalog = copy.copy(self)
+        catalog.verify, catalog._spilled = verify, None
+        catalog._hold([*self._columns()[:-1], _NO_SHA256 if sha256 is None else sha256.reshape(-1)])
+        return catalog
 
     @property
     def labels(self) -> npt.NDArray[Any]:
@@ -114,7 +158,7 @@ class Catalog:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the samples take, mapped or not."""
-        return self._names.nbytes + self.sizes_bytes.nbytes + self._group_numbers.nbytes
+        return sum(column.nbytes for column in self._columns())
 
     def hash(self) -> str:
         """A SHA-256 (16 hex digits) over source, label, key below them, and size of every sample.
@@ -134,13 +178,14 @@ class Catalog:
     def select(self, indices: Sequence[int] | Int64s) -> Catalog:
         """A catalog of some of the samples, in the order given."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Catalog(
+        catalog = Catalog(
             self.groups,
             self._group_numbers[chosen],
             self._names.take(chosen),
             self.sizes_bytes[chosen],
             self.label_names,
         )
+        return catalog.expecting(self.verify, self._sha256[chosen] if len(self._sha256) else None)
 
     def split(self, test_share: float, seed: int) -> tuple[Catalog, Catalog]:
         """(train, test): ``test_share`` of each category, chosen by seed.
@@ -172,17 +217,19 @@ class Catalog:
     # A pickled catalog is the path of a file that every process maps: one copy for all of them.
     def __reduce__(self) -> tuple[Any, ...]:
         path = self._spill()
-        return _map_file, (path, self._layout(), self.groups, self.label_names)
+        return _map_file, (path, self._layout(), self.groups, self.label_names, self.verify)
 
     def _columns(self) -> list[npt.NDArray[Any]]:
-        return [self._names.offsets, self._names.block, self.sizes_bytes, self._group_numbers]
+        sha256 = self._sha256.reshape(-1)
+        return [self._names.offsets, self._names.block, self.sizes_bytes, self._group_numbers, sha256]
 
     def _layout(self) -> _Layout:
         return [(column.dtype.str, len(column)) for column in self._columns()]
 
     def _hold(self, columns: Sequence[npt.NDArray[Any]]) -> None:
-        offsets, block, self.sizes_bytes, self._group_numbers = columns
+        offsets, block, self.sizes_bytes, self._group_numbers, sha256 = columns
         self._names = Names(block, offsets)
+        self._sha256 = sha256.reshape(-1, SHA256_BYTES)
 
     def _spill(self) -> str:
         if self._spilled is None or not os.path.exists(self._spilled):
@@ -204,9 +251,12 @@ def single(entry: Entry, label_names: Sequence[str]) -> Catalog:
     return Catalog([Group(b"", 0, 0)], [0], Names.of([os.fsencode(entry.key)]), [entry.size_bytes], label_names)
 
 
-def _map_file(path: str, layout: _Layout, groups: tuple[Group, ...], label_names: tuple[str, ...]) -> Catalog:
+def _map_file(
+    path: str, layout: _Layout, groups: tuple[Group, ...], label_names: tuple[str, ...], verify: str
+) -> Catalog:
     catalog = Catalog.__new__(Catalog)
     catalog.groups, catalog.label_names, catalog.left_out = groups, label_names, Counter()
+    catalog.verify = verify
     catalog._hash, catalog._spilled = None, path
     catalog._hold(_map_columns(path, layout))
     return catalog
@@ -333,6 +383,11 @@ def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str]
             ) from exc
         raise
     return builder.build()
+
+
+def is_sample(relative: str) -> bool:
+    """Whether an object that is not empty is a sample, by its key below source and category."""
+    return not _why_left_out(relative, 1)
 
 
 def _are_samples(relative: Sequence[str], sizes_bytes: Sequence[int]) -> bool:

@@ -87,13 +87,16 @@ def _tell_servers() -> None:
 @contextlib.contextmanager
 def _on_synthetic_data(config: Config) -> Iterator[Config]:
     """The configuration over a few synthetic images in a folder that is removed at the end."""
+    from dnnbench.manifest import write_manifests
     from dnnbench.synth import SynthSpec, image, keys
-    from dnnbench.transfer import transfer
+    from dnnbench.transfer import Item, transfer
 
     spec = SynthSpec(labels=tuple(config.dataset.label), sources=1, images_per_category=3, median_bytes=20_000)
     with tempfile.TemporaryDirectory(prefix="dnnbench-") as folder:
-        made = ((key, None, partial(image, spec, *place)) for key, place in keys(spec))
-        transfer(made, FileStorage(), folder, progress=False)
+        made: list[Item] = [(key, None, partial(image, spec, *place)) for key, place in keys(spec)]
+        digests: dict[str, bytes] = {}
+        transfer(made, FileStorage(), folder, progress=False, digests=digests)
+        write_manifests(FileStorage(), folder, made, digests)
         yield config.with_storage(format="fs", name="fs", fs=FsStorage(data_dir=[f"{folder}/source1"]))
 
 
@@ -122,6 +125,7 @@ def _open(config: Config, name: str, client: str) -> tuple[str, Any]:
 def _list(config: Config, storage: Any) -> tuple[str, Any]:
     """One page of each source and category, as a catalog."""
     from dnnbench.catalog import list_catalog
+    from dnnbench.manifest import check_verifiable, expecting
     from dnnbench.storage.open import sources_of
 
     class OnePage:
@@ -134,7 +138,9 @@ def _list(config: Config, storage: Any) -> tuple[str, Any]:
 
     page: Any = OnePage()
     sources, labels = sources_of(config, storage.name), config.dataset.label
-    catalog = list_catalog(page, sources, labels, config.execution.workers)
+    listed = list_catalog(page, sources, labels, config.execution.workers)
+    catalog = expecting(config.dataset.verify, storage, sources, listed, whole=False)
+    check_verifiable(storage, catalog)
     return f"{len(sources)} sources x {len(labels)} categories, {len(catalog):,} images on the first pages", catalog
 
 
@@ -142,8 +148,8 @@ def _read(config: Config, storage: Any, catalog: Any) -> tuple[str, bool]:
     from dnnbench.images import DecodeError, decode
     from dnnbench.storage.errors import CorruptError
 
-    key, size_bytes = next(catalog.items([0]))
-    data = storage.read(key, size_bytes)
+    key, size_bytes = catalog.key(0), catalog.size_bytes(0)
+    data = storage.read(*catalog.item(0))
     height, width = config.dataset.image_dimension
     try:
         pixels = decode(
@@ -202,13 +208,15 @@ def _train(config: Config, storage: Any, catalog: Any, build: Any, loader: Any) 
 
 def _check_passes(storage: Any, catalog: Any, loader: Any, trainer: str = "") -> int:
     """Holds what was read against the catalog, as a run does; returns the samples of a pass."""
+    from dnnbench.catalog import CHECKSUM
     from dnnbench.metrics import check_pass
 
     passes = loader.take_epochs()
     if not passes:
         raise MeasurementError(f"training.name: {trainer}: its train() read nothing from its loader")
     for one in passes:
-        check_pass(storage.label, one.indices, one.tally, catalog.sizes_bytes, loader.expected_samples)
+        checksums = catalog.verify == CHECKSUM
+        check_pass(storage.label, one.indices, one.tally, catalog.sizes_bytes, loader.expected_samples, checksums)
     return int(passes[0].samples)
 
 
@@ -219,8 +227,8 @@ def _check_outputs(config: Config) -> tuple[str, bool]:
     path = csv_path(config) if config.execution.steps.metrics else None
     if path is not None:
         check_writable("metrics.path", path)
-    if config.model.save_dir:
-        check_folder_writable("model.save_dir", Path(config.model.save_dir).expanduser())
+    if save_dir := config.save_dir():
+        check_folder_writable("model.save_dir", save_dir)
     told = [
         f"metrics in {path}" if path else "",
         f"networks in {config.model.save_dir}" if config.model.save_dir else "",

@@ -11,8 +11,16 @@ from dnnbench.errors import DnnbenchError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+# What is decoded, by content: what Pillow could open besides is no picture of a training, and some of it starts
+# other programs. The usual ones come first; the last two make Pillow load all that it knows.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_PNG_END = b"IEND\xaeB`\x82"
+_KNOWN = "JPEG, PNG, GIF, BMP, WebP, TIFF"
 
 
 class DecodeError(DnnbenchError):
@@ -40,7 +48,11 @@ def decode(
     little is left for the resize to smooth. Grey at the scale of 1 differs where colours are so
     saturated that RGB clips them, by up to 12.
 
-    Raises `DecodeError` for what is truncated, no image, or larger than Pillow takes for safe.
+    Of several frames the first; an orientation in EXIF turns nothing; transparency is dropped, and the colour below
+    it shown; of 16 bits the upper 8 are taken, as TensorFlow's decoder takes them; CMYK becomes RGB without a profile
+    (docs/hostile-data.md).
+
+    Raises `DecodeError` for what is truncated, no image, of 32 bits or more, or larger than Pillow takes for safe.
     """
     import numpy as np
     from PIL import Image, UnidentifiedImageError
@@ -48,7 +60,7 @@ def decode(
     height, width = dimension
     mode = "RGB" if colour else "L"
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # Pillow only warns up to twice its limit. Turning its warning into an error would turn it so for
             # every thread of the process.
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -56,13 +68,36 @@ def decode(
             # A size that 8 does not divide is rounded up: without the box, the picture would be stretched a little.
             drafted = image.draft(mode, (width, height)) if reduced else None
             box = drafted[1] if drafted else None
-            pixels = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR, box)
+            # Of JPEG's end Pillow asks by itself; a PNG it takes without.
+            if image.format == "PNG" and data.rfind(_PNG_END) < 0:
+                raise DecodeError("cannot be decoded (a PNG without its end: the file is truncated)")
+            pixels = _in_8_bits(image).convert(mode).resize((width, height), Image.Resampling.BILINEAR, box)
+    except DecodeError:
+        raise
     except UnidentifiedImageError as exc:
-        raise DecodeError(f"is no image (its {len(data)} bytes start with {data[:8]!r})") from exc
+        raise DecodeError(f"is no image of {_KNOWN} (its {len(data)} bytes start with {data[:8]!r})") from exc
     except Image.DecompressionBombError as exc:
         raise DecodeError(f"is too large an image ({exc})") from exc
     # What Pillow's decoders raise for damaged content has no common base.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, TypeError, MemoryError) as exc:
-        raise DecodeError(f"cannot be decoded ({exc})") from exc
+    except Exception as exc:
+        raise DecodeError(f"cannot be decoded ({' '.join(str(exc).split()) or type(exc).__name__})") from exc
     # A copy of our own: Pillow lends its pixels read-only.
     return np.array(pixels, dtype=np.uint8)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or its upper 8 bits where it has 16: Pillow would make white of all that is above 255."""
+    from PIL import Image
+
+    # Pillow would work out what colour is transparent after a conversion, and warn where there are several.
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I;16"):
+        import numpy as np
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "LAB":
+        # Pillow makes grey of it and no colours.
+        raise DecodeError("cannot be decoded (Lab is no colour space that becomes RGB here)")
+    if image.mode in ("I", "F"):
+        raise DecodeError(f"has pixels of 32 bits (Pillow's mode {image.mode}), whose scale is not known; convert it")
+    return image

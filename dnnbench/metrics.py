@@ -40,7 +40,8 @@ class Tally:
 
     ``latency_ns`` has one value per object read, whatever retries it took; ``read_bytes`` are the
     bytes of those objects; ``requests`` counts every request on the wire by verb, retries included;
-    ``own_reads`` are those of the reads that a user's dataset made past the storage.
+    ``own_reads`` are those of the reads that a user's dataset made past the storage; ``not_by_length`` counts the reads
+    that were held against the SHA-256 of a ``manifest``, the checksum of the ``server``, or ``nothing``.
     """
 
     latency_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -49,6 +50,7 @@ class Tally:
     retries: int = 0
     errors: int = 0
     own_reads: int = 0
+    not_by_length: Counter[str] = field(default_factory=Counter)
 
     def __iadd__(self, other: Tally) -> Tally:
         self.latency_ns.extend(other.latency_ns)
@@ -57,7 +59,15 @@ class Tally:
         self.retries += other.retries
         self.errors += other.errors
         self.own_reads += other.own_reads
+        self.not_by_length.update(other.not_by_length)
         return self
+
+    @property
+    def verified(self) -> dict[str, int]:
+        """How many reads were held against what: their listed ``length``, or that and a checksum."""
+        by_length = len(self.latency_ns) - self.not_by_length.total()
+        counts = {"length": by_length, **{by: self.not_by_length[by] for by in ("manifest", "server")}}
+        return {by: count for by, count in counts.items() if count}
 
 
 @dataclass
@@ -265,6 +275,7 @@ def record(
     }
     if not listing:
         figures.update(_first_and_later(rounds))
+        figures["verified"] = total.verified
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
     if rounds[0].in_flight is not None and objects:
@@ -370,11 +381,12 @@ def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
     }
 
 
-def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int) -> None:
+def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int, checksums: bool = False) -> None:
     """Holds one pass over a catalog against it: each sample once, as many as expected, and their bytes.
 
     ``indices`` and ``sizes_bytes`` are arrays of whole numbers. Reads that a user's dataset made by itself may
-    leave out a little of each object, such as what follows a picture's end. Raises `MeasurementError`.
+    leave out a little of each object, such as what follows a picture's end. With ``checksums``, each read must have
+    been held against one. Raises `MeasurementError`.
     """
     import numpy as np
 
@@ -401,3 +413,9 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
     least_bytes = expected_bytes * (1 - (1 - OWN_READS_SHARE) * tally.own_reads / reads)
     if not least_bytes <= tally.read_bytes <= expected_bytes:
         raise MeasurementError(f"{what}: {tally.read_bytes} bytes were read, but the catalog says {expected_bytes}")
+    verified = tally.not_by_length["manifest"] + tally.not_by_length["server"]
+    if checksums and verified != reads:
+        raise MeasurementError(
+            f"{what}: {verified} of {reads} objects were held against a checksum, as dataset.verify asks; a dataset of "
+            "your own hands on the key as it gets it: self.storage.read(image)"
+        )

@@ -27,9 +27,9 @@ COLUMNS = (
 
 def csv_path(config: Config) -> Path | None:
     """The file that ``metrics.path`` names, or ``metrics.csv`` in the folder that it names."""
-    if not config.metrics.path:
+    path = config.metrics_path()
+    if path is None:
         return None
-    path = Path(config.metrics.path).expanduser()
     return path if path.suffix == ".csv" and not path.is_dir() else path / "metrics.csv"
 
 

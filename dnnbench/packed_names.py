@@ -49,6 +49,9 @@ class Names:
             index += len(self)
         return self.block[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
     @property
     def lengths(self) -> npt.NDArray[Any]:
         """The names' lengths in bytes: a new array."""

@@ -35,7 +35,7 @@ def load_builder(framework: str) -> Any:
 
 def save_trained(build: Any, config: Config, model: Any, name: str) -> Path:
     """Saves a network in ``model.save_dir`` with its description beside it (``.json``); returns its path."""
-    folder = Path(str(config.model.save_dir)).expanduser()
+    folder = config.save_dir() or Path()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}{build.MODEL_SUFFIX}"
     build.save_model(model, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -40,8 +41,11 @@ def transfer(
     overwrite: bool = False,
     concurrency: int = 16,
     progress: bool = True,
+    digests: dict[str, bytes] | None = None,
 ) -> Transferred:
     """Writes the items below ``prefix``, ``concurrency`` at a time; a bar shows on a terminal.
+
+    ``digests`` receives the SHA-256 of what was written, by the item's key.
 
     An object that exists is skipped where its size is that of the item (or the item's is not
     known), and is otherwise an error. Raises `TransferError` and the errors of the storages.
@@ -58,7 +62,7 @@ def transfer(
                 for path, make in _wanted(items, destination, prefix, there, done):
                     if len(pending) >= 2 * concurrency:
                         pending = _collect(pending, done, bar)
-                    pending.add(pool.submit(_move, destination, path, make))
+                    pending.add(pool.submit(_move, destination, prefix, path, make, digests))
                 while pending:
                     pending = _collect(pending, done, bar)
             except BaseException:
@@ -102,9 +106,13 @@ def _check_path(key: str) -> None:
         raise TransferError(f"{key!r}: cannot be a path below a folder; copy it to an S3 destination instead")
 
 
-def _move(destination: Storage, path: str, make: Callable[[], bytes]) -> int:
+def _move(
+    destination: Storage, prefix: str, path: str, make: Callable[[], bytes], digests: dict[str, bytes] | None
+) -> int:
     data = make()
     destination.write(path, data)
+    if digests is not None:
+        digests[path[len(_folder(prefix)) :]] = hashlib.sha256(data).digest()
     return len(data)
 
 
@@ -139,7 +147,10 @@ def parse_place(text: str, config: Config) -> tuple[Storage, str]:
         return open_storage(config, "dss"), prefix.strip("/")
     if not text:
         raise ConfigError("a place is a folder, s3://BUCKET/PREFIX, dss or dss:PREFIX (found nothing)")
-    return FsStorage(), text.rstrip("/") or "/"
+    # The paths of files below "./" come without it.
+    while text.startswith("./"):
+        text = text[2:].lstrip("/")
+    return FsStorage(), "" if text in ("", ".") else text.rstrip("/") or "/"
 
 
 def items_of(source: Storage, prefix: str) -> list[Item]:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dnnbench.catalog import Catalog, list_catalog
+from dnnbench.catalog import CHECKSUM, Catalog, list_catalog
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
-from dnnbench.storage.base import Storage
+from dnnbench.storage.base import Item, Storage
 from dnnbench.training.emulated import Emulation
 from dnnbench.training.history import learned, of_passes
 
@@ -108,7 +108,7 @@ class Reading:
         self.storage, self.catalog = storage, catalog
         self.total = len(catalog)
         self._concurrency, self._seed = concurrency, seed
-        self._items: list[tuple[str, int | None]] = []
+        self._items: list[Item] = []
         self._order = np.empty(0, dtype=np.int64)
         self._reads_before = 0
 
@@ -118,8 +118,7 @@ class Reading:
         self.storage.open()
         if number == 0:
             # Connecting and signing in happen once in a training's life, so they are not read time.
-            key, size_bytes = self._items[0]
-            self.storage.read(key, size_bytes)
+            self.storage.fetch(*self._items[0])
         self.again()
 
     def again(self) -> bool:
@@ -129,8 +128,8 @@ class Reading:
 
     def run(self) -> None:
         if self._concurrency is None:
-            for key, size_bytes in self._items:
-                self.storage.fetch(key, size_bytes)
+            for item in self._items:
+                self.storage.fetch(*item)
         else:
             self.storage.fetch_each(self._items, self._concurrency)
 
@@ -142,6 +141,7 @@ class Reading:
             tally,
             self.catalog.sizes_bytes,
             len(self.catalog),
+            self.catalog.verify == CHECKSUM,
         )
         return Round(len(self._order), tally, in_flight=self._concurrency or 1, one_core=self.storage.one_core)
 
@@ -211,6 +211,7 @@ class Loading:
                 epoch.tally,
                 self.catalog.sizes_bytes,
                 self.loader.expected_samples,
+                self.catalog.verify == CHECKSUM,
             )
             figures.append(
                 EpochFigures(

@@ -17,9 +17,12 @@ import threading
 import time
 import urllib.parse
 from bisect import bisect_right
+from hashlib import sha256
 from multiprocessing import Barrier, Process, Queue
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -104,6 +107,13 @@ http {{
         builder.add(0, [Entry(str(path.relative_to(root)), path.stat().st_size) for path in paths])
         return builder.build()
 
+    def verified(self, catalog: Catalog, verify: str) -> Catalog:
+        """The catalog, its reads held against ``verify``; the bucket has the manifest of its own files."""
+        paths = [str(path) for path in sorted((self.data / self.source).rglob("*.jpg"))]
+        digests = b"".join(sha256(Path(path).read_bytes()).digest() for path in paths)
+        checksums = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+        return catalog.expecting(verify, checksums if verify == "checksum" else None)
+
     def close(self) -> None:
         self._nginx.terminate()
         self._nginx.wait()
@@ -157,10 +167,14 @@ def bare_obstore(servers: Servers, catalog: Catalog, passes: int = 4) -> float:
     return len(names) * passes / sum(once() for _ in range(passes))
 
 
-def harness_reads(servers: Servers, client: str, passes: int = 4) -> float:
+def harness_reads(servers: Servers, client: str, passes: int = 4, verify: str = "length") -> float:
     """GET/s of the benchmark's workload, with its record of every read."""
     storage = servers.storage(servers.near, client)
-    catalog = servers.catalog(storage)
+    return reads_per_s(storage, servers.verified(servers.catalog(storage), verify), passes)
+
+
+def reads_per_s(storage: Any, catalog: Catalog, passes: int = 4) -> float:
+    """Reads/s of the benchmark's workload, 32 in flight, after a pass that is not timed."""
     reading = Reading(storage, catalog, 32, 0)
     taken = 0.0
     for number in range(passes + 1):
@@ -389,6 +403,13 @@ def row_raw(servers: Servers, turn: dict[str, float]) -> None:
     turn["harness, s3torchconnector c32"] = harness_reads(servers, "s3torchconnector")
 
 
+def row_verify(servers: Servers, turn: dict[str, float]) -> None:
+    files, listed = servers.local()
+    for verify in ("none", "length", "checksum"):
+        turn[f"obstore c32, {verify}"] = harness_reads(servers, "obstore", verify=verify)
+        turn[f"warm files c32, {verify}"] = reads_per_s(files, servers.verified(listed, verify))
+
+
 def row_away(servers: Servers, turn: dict[str, float]) -> None:
     away = servers.storage(servers.away, "obstore")
     catalog = servers.catalog(away)
@@ -423,11 +444,13 @@ def row_list(servers: Servers, turn: dict[str, float]) -> None:
         process.join()
 
 
-ROWS = {"raw": row_raw, "away": row_away, "near": row_near, "list": row_list}
+ROWS = {"raw": row_raw, "verify": row_verify, "away": row_away, "near": row_near, "list": row_list}
 # (what, against, at least)
 RATIOS = [
     ("harness, obstore c32", "bare obstore, 32 in flight", 0.95),
     ("harness, obstore c32", "harness, boto3 c32", 8),
+    ("obstore c32, checksum", "obstore c32, length", 0.5),
+    ("warm files c32, checksum", "warm files c32, length", 0.25),
     ("ours away, 2 workers", "plain boto3 away, 8 workers", 10),
     ("ours away, 2 workers", "S3MapDataset away, 8 workers", 4),
     ("ours away, 2 workers", "ours on warm files, 2 workers", 0.8),

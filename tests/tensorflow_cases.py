@@ -4,6 +4,7 @@ Run by `test_tensorflow` in a process of its own: no fork is safe where TensorFl
 """
 
 import gc
+import hashlib
 import json
 import subprocess
 import sys
@@ -119,6 +120,22 @@ def test_an_error_in_concurrent_reading_comes_out_as_ours():
     key = dataset.catalog.key(7)
     dataset.storage.contents[key] = b"x" * dataset.catalog.size_bytes(7)
     with pytest.raises(CorruptError, match=key):
+        list(MeteredPipeline(dataset, 5))
+
+
+@pytest.mark.parametrize("concurrency", [None, 4])
+def test_every_object_is_held_against_its_checksum(concurrency):
+    dataset = _bound()
+    dataset.concurrency = concurrency
+    contents = dataset.storage.contents
+    digests = b"".join(hashlib.sha256(contents[dataset.catalog.key(i)]).digest() for i in range(COUNT))
+    dataset.catalog = dataset.catalog.expecting("checksum", np.frombuffer(digests, np.uint8).reshape(-1, 32))
+    pipeline = MeteredPipeline(dataset, 5)
+    assert len(list(pipeline)) == len(pipeline)
+    assert pipeline.take_epochs()[0].tally.verified == {"manifest": COUNT}
+    key = dataset.catalog.key(7)
+    contents[key] = contents[key][:-1] + b"?"
+    with pytest.raises(CorruptError, match=f"{key}: the content's SHA-256"):
         list(MeteredPipeline(dataset, 5))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dnnbench.__main__ import main
+
 ROOT = Path(__file__).parent.parent
 LABELS = ["roses", "tulips"]
 # A benchmark run of its own must not know that it was started from inside of one.
@@ -222,8 +224,11 @@ def searched(tmp_path_factory):
     """(records by name, what the run printed, the spreadsheet's rows) of the benchmarks that look for something."""
     folder = tmp_path_factory.mktemp("searched")
     out = folder / "out.json"
+    config = make_data(folder)
+    assert main(["manifest", f"{folder}/flowers"]) == 0
     done = bench(
-        f"--dnn-config={make_data(folder)}", f"--benchmark-json={out}", f"--dnn-set=metrics.path={folder}/all.csv",
+        f"--dnn-config={config}", f"--benchmark-json={out}", f"--dnn-set=metrics.path={folder}/all.csv",
+        "--dnn-set=dataset.verify=checksum",
         # No read is as fast as that, so that the way to the knee is short.
         "--dnn-autoscale=0.000001", "-k", "autoscale or ladder or accelerator or read and c1",
     )  # fmt: skip
@@ -231,6 +236,12 @@ def searched(tmp_path_factory):
     records = {one["name"]: one["extra_info"] for one in json.loads(out.read_text())["benchmarks"]}
     with (folder / "all.csv").open(newline="") as file:
         return records, done.stdout, list(csv.DictReader(file))
+
+
+def test_every_object_that_a_run_read_was_held_against_its_checksum(searched):
+    records, _, _ = searched
+    for name, figures in records.items():
+        assert (figures["verify"], figures["verified"]) == ("checksum", {"manifest": figures["objects"]}), name
 
 
 def test_what_a_run_looked_for_is_in_its_result(searched):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import string
 
@@ -359,6 +360,50 @@ def test_any_setting_works_or_is_refused_in_one_line(dnn_set):
     _holds_or_says_why_in_one_line(lambda: expand_settings({}, dnn_set))
 
 
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(
+    lambda text: "${" not in text and not text.isspace()
+)
+# Of some keys, values that they may have.
+VALID = {
+    "storage.name": words.filter(lambda name: name not in ("aws", "dss")),
+    "storage.s3.bucket": words,
+    "storage.s3.prefix": st.lists(words, min_size=1, max_size=3, unique_by=lambda prefix: prefix.strip("/")),
+    "storage.fs.data_dir": st.lists(words, max_size=3, unique_by=os.path.normpath),
+    "dataset.label": st.lists(st.from_regex(r"[a-z ]{1,8}", fullmatch=True), min_size=1, max_size=5, unique=True),
+    "dataset.image_dimension": st.lists(st.integers(1, 10**6), min_size=2, max_size=2),
+    "dataset.verify": st.sampled_from(["none", "length", "checksum"]),
+    "execution.workers": st.integers(1, 10**9),
+    "execution.seed": st.integers(0, 2**64),
+    "execution.test_share": st.floats(0, 1, exclude_min=True, exclude_max=True),
+    "execution.steps.training": st.booleans(),
+    "framework.PyTorch.DataLoader.num_workers": st.integers(0, 100),
+    "training.batch_compute_ms": st.floats(1e-9, 1e9),
+    "model.save_dir": st.none() | words,
+}
+SOME = st.sets(st.sampled_from(sorted(VALID))).flatmap(
+    lambda keys: st.fixed_dictionaries({key: VALID[key] for key in keys})
+)
+
+
+@given(SOME)
+@settings(max_examples=100, deadline=None)
+def test_a_setting_means_what_the_files_key_means_and_what_is_resolved_means_itself(chosen):
+    data = {}
+    for key, value in chosen.items():
+        *above, last = key.split(".")
+        node = data
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    (from_file,) = expand_settings(data, [])
+    (from_settings,) = expand_settings({}, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
+    (again,) = expand_settings(json.loads(json.dumps(from_file.config.resolved())), [])
+    assert from_file.config == from_settings.config == again.config
+    assert from_file.config.hash() == from_settings.config.hash() == again.config.hash()
+    if from_file.config != Config():
+        assert from_file.config.hash() != Config().hash()
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -369,12 +414,32 @@ def test_any_setting_works_or_is_refused_in_one_line(dnn_set):
         ({"framework": {"name": ["PyTorch", "PyTorch"]}}, ["framework.name", "twice"]),
         ({"framework": {"name": ["pytorch"]}}, ["framework.name[0]", '"pytorch"', "'PyTorch'"]),
         ({"storage": {"s3": {"aws": {"credentials": {"access_key": "a", "secret_key": "b\n"}}}}}, ["line breaks"]),
+        ({"storage": {"fs": {"data_dir": ["/d", "/d\0"]}}}, ["storage.fs.data_dir[1]", "no file's name can hold"]),
+        ({"storage": {"fs": {"data_dir": [""]}}}, ["storage.fs.data_dir[0]", "at least 1 character"]),
+        ({"metrics": {"path": "\ud800"}}, ["metrics.path", "no file's name can hold"]),
+        ({"model": {"save_dir": "a\0"}}, ["model.save_dir", "no file's name can hold"]),
+        ({"dataset": {"verify": "md5"}}, ["dataset.verify", '"md5"', "'checksum'"]),
     ],
 )
 def test_what_would_measure_something_else_is_refused(data, words):
     with pytest.raises(ConfigError) as caught:
         expand_settings(data, [])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "ask"),
+    [
+        ("storage.fs.data_dir", Config.data_dirs),
+        ("model.save_dir", Config.save_dir),
+        ("metrics.path", Config.metrics_path),
+    ],
+)
+def test_the_home_of_a_user_that_is_not_there_is_one_line(key, ask):
+    (variant,) = expand_settings({}, [f"{key}=~no-such-user/x"])
+    with pytest.raises(ConfigError, match=f"{key}: ~no-such-user/x: "):
+        ask(variant.config)
+    assert ask(Config()) in ([], None)
 
 
 def test_the_same_folder_under_another_name_is_refused(tmp_path):

@@ -17,7 +17,7 @@ FLOORS = [
     "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_csv dnnbench.journal dnnbench.secrets dnnbench.outputs"
     " dnnbench.config dnnbench.plugins dnnbench.probe dnnbench.calm dnnbench.provenance dnnbench.packed_names",
     "dnnbench.storage dnnbench.images",
-    "dnnbench.catalog dnnbench.synth dnnbench.servers dnnbench.transfer",
+    "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
     " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",

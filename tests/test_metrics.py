@@ -37,7 +37,8 @@ SHARES = {"p50": Fraction(50), "p90": Fraction(90), "p99": Fraction(99), "p99_9"
 counts = st.integers(0, 2**40)
 latencies = st.lists(st.integers(0, 10**13), max_size=20).map(lambda values: array("q", values))
 requests = st.dictionaries(st.sampled_from(["GET", "LIST", "HEAD", "READ"]), st.integers(1, 99)).map(Counter)
-tallies = st.builds(Tally, latencies, counts, requests, counts, counts, counts)
+not_by_length = st.dictionaries(st.sampled_from(["nothing", "manifest", "server"]), counts).map(Counter)
+tallies = st.builds(Tally, latencies, counts, requests, counts, counts, counts, not_by_length)
 
 
 def merged(*parts):
@@ -62,6 +63,8 @@ def test_merging_and_pickling_lose_nothing_and_leave_the_parts_alone(parts):
         assert getattr(total, name) == sum(getattr(part, name) for part in parts)
     for verb in ("GET", "LIST", "HEAD", "READ"):
         assert total.requests[verb] == sum(part.requests[verb] for part in parts)
+    for against in ("nothing", "manifest", "server"):
+        assert total.not_by_length[against] == sum(part.not_by_length[against] for part in parts)
     assert pickle.loads(pickle.dumps(total)) == total  # noqa: S301 (our own bytes)
 
 
@@ -252,6 +255,21 @@ def test_own_reads_may_leave_out_a_little_and_no_more(read_bytes):
         check_pass("read", np.array([0]), read([read_bytes], own_reads=1), *arguments)
 
 
+@pytest.mark.parametrize(
+    ("verified", "passes"), [({"manifest": 2}, True), ({"manifest": 1, "server": 1}, True), ({"manifest": 1}, False),
+                             ({"nothing": 2}, False), ({}, False)], ids=str,
+)  # fmt: skip
+def test_where_checksums_are_asked_for_each_read_must_have_been_held_against_one(verified, passes):
+    tally = Tally(array("q", [1, 1]), 3, not_by_length=Counter(verified))
+    assert sum(tally.verified.values()) == 2 - verified.get("nothing", 0)
+    check_pass("read", np.array([0, 1]), tally, SIZES, 2)
+    if passes:
+        check_pass("read", np.array([0, 1]), tally, SIZES, 2, checksums=True)
+    else:
+        with pytest.raises(MeasurementError, match=r"of 2 objects were held against a checksum"):
+            check_pass("read", np.array([0, 1]), tally, SIZES, 2, checksums=True)
+
+
 KINDS = {
     "listing": lambda: [Round(3, Tally(requests=Counter(LIST=1)), listed_bytes=7, wall_ns=S)],
     "read": lambda: [reading(in_flight=8)],
@@ -265,7 +283,7 @@ KINDS = {
 READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference", "ladder", "accelerator"}
 # What is not in the record of every benchmark, by the beginning of its key.
 ONLY_OF = {
-    "bytes": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
+    "bytes": READS, "verif": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
     "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
     "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS, "loss": {"training"},
     "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
@@ -288,7 +306,13 @@ def complete(kind):
     from fixtures.measure import _identity
 
     contents = make_contents(2)
-    workload = SimpleNamespace(what=kind, part="all", storage=MemoryStorage(contents), catalog=make_catalog(contents))
+    workload = SimpleNamespace(
+        what=kind,
+        part="all",
+        storage=MemoryStorage(contents),
+        catalog=make_catalog(contents),
+        reads_content=kind in READS,
+    )
     found = _identity(workload, Config(), Variant(Config())) | measured(*KINDS[kind]())
     assert json.loads(json.dumps(found)) == found
     return found

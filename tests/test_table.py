@@ -25,7 +25,7 @@ def below(*several):
     """What is written below the table."""
     lines = []
     reporter = type("Reporter", (), {"write_line": staticmethod(lines.append)})
-    _explain(reporter, [FIGURES | one for one in several])
+    _explain(reporter, [FIGURES | one for one in several], None)
     return lines
 
 

@@ -153,7 +153,7 @@ def test_the_module_runs_as_a_command_without_heavy_imports(tmp_path):
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(_files(tmp_path / "x")) == 2 * 5 * 3
+    assert len(_files(tmp_path / "x")) == 2 * (5 * 3 + 1), "images, and a manifest of each source"
     assert done.stderr == "", "a progress bar is for terminals only"
 
 

@@ -27,6 +27,16 @@ def _different_names(value: list[Any]) -> list[Any]:
     return value
 
 
+def _can_be_path(value: str) -> str:
+    try:
+        if b"\0" not in os.fsencode(value):
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ValueError("a path (found characters that no file's name can hold)")
+
+
+PathStr = Annotated[str, AfterValidator(_can_be_path)]
 Names = Annotated[list[NonEmptyStr], Field(min_length=1), AfterValidator(_different_names)]
 
 
@@ -118,7 +128,7 @@ class S3Storage(Section):
 class FsStorage(Section):
     """``storage.fs``: the data set's sources as folders."""
 
-    data_dir: list[NonEmptyStr] = []
+    data_dir: list[Annotated[str, Field(min_length=1), AfterValidator(_can_be_path)]] = []
 
     @field_validator("data_dir")
     @classmethod
@@ -166,7 +176,8 @@ class Access(Section):
 class Dataset(Section):
     """``dataset``: the class that reads samples, and what a sample is.
 
-    ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`).
+    ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`). ``verify`` is
+    what each object that is read is held against: nothing, its listed length, or a checksum too (`dnnbench.manifest`).
     """
 
     name: NonEmptyStr = "TorchImageClassificationDataset"
@@ -176,6 +187,7 @@ class Dataset(Section):
     image_mode: Literal["grey", "colour"] = "grey"
     image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
     decode: Literal["full", "reduced"] = "full"
+    verify: Literal["none", "length", "checksum"] = "length"
 
     @field_validator("label")
     @classmethod
@@ -286,7 +298,7 @@ class Model(Section):
 
     name: NonEmptyStr = "ConvNet"
     loss_function: str = "CrossEntropyLoss"
-    save_dir: str | None = None
+    save_dir: PathStr | None = None
 
 
 class Training(Section):
@@ -299,7 +311,7 @@ class Training(Section):
 class Metrics(Section):
     """``metrics``: where figures go beside pytest-benchmark's JSON."""
 
-    path: str | None = None
+    path: PathStr | None = None
 
 
 class Config(Section):
@@ -329,7 +341,19 @@ class Config(Section):
 
     def data_dirs(self) -> list[Path]:
         """``storage.fs.data_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
-        try:
-            return [Path(folder).expanduser() for folder in self.storage.fs.data_dir]
-        except RuntimeError as exc:
-            raise ConfigError(f"storage.fs.data_dir: {exc}") from exc
+        return [_at_home("storage.fs.data_dir", folder) for folder in self.storage.fs.data_dir]
+
+    def save_dir(self) -> Path | None:
+        """``model.save_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
+        return _at_home("model.save_dir", self.model.save_dir) if self.model.save_dir else None
+
+    def metrics_path(self) -> Path | None:
+        """``metrics.path`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
+        return _at_home("metrics.path", self.metrics.path) if self.metrics.path else None
+
+
+def _at_home(key: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{key}: {path}: {exc}") from exc

@@ -10,23 +10,9 @@ from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.own_reads import metered
 from dnnbench.images import DecodeError, decode
-from dnnbench.storage.base import Storage
+from dnnbench.storage.base import ListedKey, Storage
 from dnnbench.storage.errors import CorruptError, StorageError
 from dnnbench.storage.in_flight import Stream
-
-
-class ListedKey(str):
-    """An object's key (for a file system, its path) that knows the size it was listed with."""
-
-    size_bytes: int
-
-    def __new__(cls, key: str, size_bytes: int) -> ListedKey:
-        listed = super().__new__(cls, key)
-        listed.size_bytes = size_bytes
-        return listed
-
-    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
-        return str(self), self.size_bytes
 
 
 class ImageSamples:
@@ -114,7 +100,8 @@ class ImageSamples:
         return all(getattr(type(self), name) is getattr(ImageSamples, name) for name in (*usual, reading))
 
     def _key(self, index: int) -> ListedKey:
-        return ListedKey(self.catalog.key(index), self.catalog.size_bytes(index))
+        expected = self.catalog.item(index)
+        return ListedKey(expected[0], self.catalog.size_bytes(index), expected)
 
     def _tell_which(self, key: ListedKey, error: Exception) -> None:
         """Says of which object an error is; raises what is wrong with the object itself as the storage's."""
@@ -140,8 +127,8 @@ class ImageSamples:
         return self.decode(self.read_bytes(image))
 
     def read_bytes(self, image: str) -> bytes:
-        """The object's content, through the storage: counted, timed and held against its listed size."""
-        return self.storage.read(str(image), getattr(image, "size_bytes", None))
+        """The object's content, through the storage: counted, timed and held against what ``dataset.verify`` says."""
+        return self.storage.read(image)
 
     def decode(self, data: bytes) -> Any:
         """Image bytes -> uint8 array [height, width], or [height, width, 3] where ``dataset.image_mode`` is colour."""

@@ -6,6 +6,7 @@ once, so that every backend is measured alike.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import threading
@@ -15,12 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dnnbench.metrics import Tally
-from dnnbench.storage.errors import CorruptError, StorageError
+from dnnbench.storage.errors import CorruptError, MisconfiguredError, StorageError
 from dnnbench.storage.in_flight import Readers, Stream
 from dnnbench.storage.merge import merged
 
 # As many as S3 tells at once.
 PAGE_ENTRIES = 1000
+# In the place of a SHA-256: the object is held against the checksum that the server has of it.
+OF_SERVER = b""
+# What is read, and what it is held against: key, size in bytes, SHA-256 or `OF_SERVER`; None for what it is not.
+Item = tuple[str, int | None] | tuple[str, int | None, bytes | None]
 # What belongs to one process and never travels to another.
 _OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers")
 
@@ -30,6 +35,26 @@ class Entry(NamedTuple):
 
     key: str
     size_bytes: int
+
+
+class ListedKey(str):
+    """An object's key (for a file system, its path) that knows its listed size, and what its content is held against.
+
+    ``expected`` is an `Item` of three; left out, it is held against its size.
+    """
+
+    size_bytes: int
+    expected: tuple[str, int | None, bytes | None]
+
+    def __new__(cls, key: str, size_bytes: int, expected: Item | None = None) -> ListedKey:
+        listed = super().__new__(cls, key)
+        listed.size_bytes = size_bytes
+        plain, *against = expected or (str(key), size_bytes)
+        listed.expected = (plain, *against, None)[:3]
+        return listed
+
+    def __getnewargs__(self) -> tuple[str, int, Item]:  # type: ignore[override]
+        return str(self), self.size_bytes, self.expected
 
 
 class Meter:
@@ -46,11 +71,14 @@ class Meter:
         """How many reads the calling thread has done; only grows."""
         return getattr(self._thread, "reads", 0)
 
-    def read_done(self, latency_ns: int, size_bytes: int) -> None:
+    def read_done(self, latency_ns: int, size_bytes: int, held_against: str | None = None) -> None:
+        """Counts a read; ``held_against`` says against what it was, unless that is its listed length (see `Tally`)."""
         self._thread.reads = self.reads_of_this_thread + 1
         with self._lock:
             self._tally.latency_ns.append(latency_ns)
             self._tally.read_bytes += size_bytes
+            if held_against is not None:
+                self._tally.not_by_length[held_against] += 1
             self.reads += 1
 
     def own_read_done(self, latency_ns: int, size_bytes: int) -> None:
@@ -58,7 +86,7 @@ class Meter:
         self.request("READ")
         with self._lock:
             self._tally.own_reads += 1
-        self.read_done(latency_ns, size_bytes)
+        self.read_done(latency_ns, size_bytes, "nothing")
 
     def request(self, verb: str, count: int = 1) -> None:
         with self._lock:
@@ -90,6 +118,8 @@ class Storage(ABC):
     client: str
     # Whether the client holds the interpreter while it works, so that a process gets one processor's work of it.
     one_core = True
+    # Whether it can hold what it reads against the checksum that the server has of it.
+    verifies = False
     # The clock of latencies; a fake storage brings its own.
     clock_ns: Callable[[], int] = staticmethod(time.perf_counter_ns)
     _pid: int
@@ -139,31 +169,40 @@ class Storage(ABC):
         size_bytes: int = self._counting_errors(self._size, key)
         return size_bytes
 
-    def fetch(self, key: str, size_bytes: int | None = None) -> Any:
+    def fetch(self, key: str, size_bytes: int | None = None, sha256: bytes | None = None) -> Any:
         """The whole object as any bytes-like object, such as the client library has it: `read` without a copy."""
         # Written out, since what this costs is added to every object of a fast storage.
+        if type(key) is ListedKey:
+            key, size_bytes, sha256 = key.expected
         if self._pid != os.getpid() or not self._is_open:
             self._counting_errors(self.open)
         meter = self._meter
         start_ns = self.clock_ns()
         try:
-            data = self._read(key, size_bytes)
+            data = self._read(key, size_bytes) if sha256 is None or sha256 else self._read_verified(key, size_bytes)
             latency_ns = self.clock_ns() - start_ns
             if size_bytes is not None and len(data) != size_bytes:
                 problem = f"{len(data)} bytes read, but {size_bytes} when it was listed; list again"
                 raise CorruptError(self.label, key, problem)
+            if sha256:
+                self._check_sha256(key, data, sha256)
         except StorageError:
             meter.error()
             raise
-        meter.read_done(latency_ns, len(data))
+        if sha256 is None and size_bytes is not None:
+            meter.read_done(latency_ns, len(data))
+        else:
+            meter.read_done(latency_ns, len(data), "nothing" if sha256 is None else "manifest" if sha256 else "server")
         return data
 
-    def read(self, key: str, size_bytes: int | None = None) -> bytes:
-        """The whole object, by exactly one GET where nothing fails; its latency is recorded.
+    def read(self, key: str, size_bytes: int | None = None, sha256: bytes | None = None) -> bytes:
+        """The whole object, by exactly one GET where nothing fails; its latency is recorded, without the hashing.
 
-        With ``size_bytes`` (from a listing) a different length raises `CorruptError`.
+        With ``size_bytes`` (from a listing) a different length raises `CorruptError`, with ``sha256`` another content;
+        `OF_SERVER` holds it against the server's own checksum, and raises `MisconfiguredError` where that cannot be
+        had. A `ListedKey` brings both along.
         """
-        data = self.fetch(key, size_bytes)
+        data = self.fetch(key, size_bytes, sha256)
         return data if isinstance(data, bytes) else bytes(data)
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
@@ -180,21 +219,19 @@ class Storage(ABC):
         self._counting_errors(self.open)
         start_ns = self.clock_ns()
         data = self._counting_errors(self._read_range, key, start, end)
-        self.meter.read_done(self.clock_ns() - start_ns, len(data))
+        self.meter.read_done(self.clock_ns() - start_ns, len(data), "nothing")
         return bytes(data)
 
-    def read_many(
-        self, items: Iterable[tuple[str, int | None]], concurrency: int, in_order: bool = False
-    ) -> Iterator[tuple[int, Any]]:
-        """Reads (key, size or None) items with ``concurrency`` reads in flight; yields (position, bytes-like content).
+    def read_many(self, items: Iterable[Item], concurrency: int, in_order: bool = False) -> Iterator[tuple[int, Any]]:
+        """Reads items with ``concurrency`` reads in flight; yields (position, bytes-like content).
 
         In order of completion, or with ``in_order`` of the items. At most ``2 * concurrency`` objects are asked for
         beyond those taken. The first error stops the rest and is raised.
         """
         return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
 
-    def fetch_each(self, items: Sequence[tuple[str, int | None]], concurrency: int) -> None:
-        """Reads (key, size or None) items with ``concurrency`` reads in flight, and drops what was read."""
+    def fetch_each(self, items: Sequence[Item], concurrency: int) -> None:
+        """Reads items with ``concurrency`` reads in flight, and drops what was read."""
         self._counting_errors(self.open)
         self._readers.each(lambda item: self.fetch(*item), items, concurrency)
 
@@ -250,6 +287,10 @@ class Storage(ABC):
     @abstractmethod
     def _read(self, key: str, size_bytes: int | None) -> Any: ...
 
+    def _read_verified(self, key: str, size_bytes: int | None) -> Any:
+        """As `_read`, the content held against the checksum that the server has of it."""
+        raise MisconfiguredError(self.label, key, no_checksum(f"no manifest, and {self.client} verifies no server's"))
+
     @abstractmethod
     def _read_range(self, key: str, start: int, end: int) -> Any: ...
 
@@ -298,6 +339,12 @@ class Storage(ABC):
                     client = self._clients[name] = build()
         return client
 
+    def _check_sha256(self, key: str, data: Any, expected: bytes) -> None:
+        found = hashlib.sha256(data).digest()
+        if found != expected:
+            problem = f"the content's SHA-256 is {found.hex()[:16]}…, but {expected.hex()[:16]}… in the manifest"
+            raise CorruptError(self.label, key, f"{problem}; write the object again, or make the manifest anew")
+
     def _counting_errors(self, call: Any, *args: Any) -> Any:
         try:
             return call(*args)
@@ -311,3 +358,11 @@ class Storage(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._enter_process(new=True)
+
+
+def no_checksum(why: str) -> str:
+    """The problem of an object that is to be held against a checksum, and has none."""
+    return (
+        f"there is no checksum to hold it against ({why}); make a manifest of its source: python -m dnnbench manifest "
+        "PLACE, or set dataset.verify to length"
+    )

@@ -22,7 +22,7 @@ from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
-from dnnbench.storage.s3 import ONE_CORE, S3Client, check_client, client_class, listers
+from dnnbench.storage.s3 import ONE_CORE, VERIFYING, S3Client, check_client, client_class, listers
 
 DISCOVERY_BUCKET = "dss"
 DISCOVERY_KEY = "conf.json"
@@ -81,7 +81,7 @@ class DssStorage(Storage):
         super().__init__()
         self._list_ranges = list_ranges
         self.client, self.bucket, self.credentials = client, bucket, credentials
-        self.one_core = client in ONE_CORE
+        self.one_core, self.verifies = client in ONE_CORE, client in VERIFYING
         self._known: tuple[Cluster, ...] = ()
         if credentials.endpoint is None and "DSS_CONFIG_FILE" not in os.environ:
             raise MisconfiguredError(self.label, "storage.s3.dss.credentials.endpoint", "is not set")
@@ -221,6 +221,10 @@ class DssStorage(Storage):
     def _read(self, key: str, size_bytes: int | None) -> Any:
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.get(cluster.bucket, key, size_bytes))
+
+    def _read_verified(self, key: str, size_bytes: int | None) -> Any:
+        cluster, endpoints = self.locate(key)
+        return self._ask(endpoints, lambda client: client.get_verified(cluster.bucket, key, size_bytes))
 
     def _read_range(self, key: str, start: int, end: int) -> Any:
         cluster, endpoints = self.locate(key)

@@ -22,9 +22,12 @@ class StorageError(DnnbenchError):
         self.storage, self.key, self.problem = storage, str(key), problem
 
     def __str__(self) -> str:
-        # Keys are data and may hold line breaks or terminal codes: show those escaped.
-        key = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in self.key)
-        return f"{self.storage}: {key}: {self.problem}"
+        return f"{self.storage}: {_printable(self.key)}: {_printable(self.problem)}"
+
+
+def _printable(text: str) -> str:
+    # Keys are data, and problems may quote them or a server: both may hold line breaks or terminal codes.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 class NotFoundError(StorageError):

@@ -1,19 +1,35 @@
-"""The file system as a storage: a key is a path. Reads by `os.read`, without a buffer in between."""
+"""The file system as a storage: a key is a path. Reads by `os.pread`, without a buffer in between.
+
+Only regular files are objects: what else lies in a folder is not listed, and not waited for where it takes a file's
+place.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from dnnbench.storage.base import Entry, Storage
-from dnnbench.storage.errors import DeniedError, NotFoundError, StorageError, TransientError
+from dnnbench.storage.errors import DeniedError, MisconfiguredError, NotFoundError, StorageError, TransientError
+
+# Opening a pipe waits for its other end, unless it is told not to; regular files know no difference.
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+# What an answer of the kernel means for a path, where Python has no exception of its own for it.
+_NOT_FOUND = {
+    errno.ELOOP: "is a link that leads to itself",
+    errno.ENAMETOOLONG: "cannot be a path (it is too long)",
+    # Of opening a socket, a device that is not there, or a pipe; of reading what has no places to read at.
+    **dict.fromkeys((errno.ENXIO, errno.ENODEV, errno.ESPIPE), "is no regular file"),
+}
 
 
 class FsStorage(Storage):
-    """Files below any folder. Links to files and folders are followed, each folder once."""
+    """Regular files below any folder. Links to files and folders are followed, each folder once."""
 
     name = "fs"
     client = "posix"
@@ -21,7 +37,8 @@ class FsStorage(Storage):
     def _list(self, prefix: str) -> Iterator[Entry]:
         folder, _, start = prefix.rpartition("/")
         seen: set[tuple[int, int]] = set()
-        pending = [folder + "/" if folder or prefix.startswith("/") else "./"]
+        root = folder + "/" if folder or prefix.startswith("/") else "./"
+        pending = [root]
         while pending:
             current = pending.pop()
             with self._errors(current):
@@ -37,11 +54,22 @@ class FsStorage(Storage):
                 path = current.removeprefix("./") + entry.name
                 with self._errors(path):
                     if entry.is_dir():
+                        if entry.is_symlink():
+                            self._check_leads_not_above(path, root)
                         pending.append(path + "/")
                     elif entry.is_file() or entry.is_symlink():
                         # A link that leads nowhere is an error here: it would be one when it is read.
                         self.meter.request("STAT")
-                        yield Entry(path, entry.stat().st_size)
+                        info = entry.stat()
+                        if stat.S_ISREG(info.st_mode):
+                            yield Entry(path, info.st_size)
+
+    def _check_leads_not_above(self, link: str, root: str) -> None:
+        """Refuses a link to a folder that holds the one that is listed: it would be listed as a part of itself."""
+        target, listed = os.path.realpath(link), os.path.realpath(root)
+        if target != listed and os.path.commonpath([target, listed]) == target:
+            problem = f"is a link that leads back to {target}, which it lies in; remove it"
+            raise MisconfiguredError(self.label, link, problem)
 
     def _size(self, key: str) -> int:
         with self._errors(key):
@@ -50,33 +78,46 @@ class FsStorage(Storage):
 
     def _read(self, key: str, size_bytes: int | None) -> bytes:
         with self._errors(key):
-            handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(key, OPEN_FLAGS)
             try:
                 self.meter.request("READ")
+                listed_bytes = size_bytes
                 if size_bytes is None:
-                    info = os.fstat(handle)
-                    if stat.S_ISDIR(info.st_mode):
-                        raise IsADirectoryError(key)
-                    size_bytes = info.st_size
+                    size_bytes = self._file_bytes(key, handle)
                 # One byte more than listed, so that a file that has grown shows.
-                return _read_up_to(handle, size_bytes + 1)
+                data = _read_at(handle, 0, size_bytes + 1)
+                if len(data) != size_bytes and listed_bytes is not None:
+                    # A device gives anything. Only asked about where something is wrong: it costs a call.
+                    self._file_bytes(key, handle)
+                return data
             finally:
                 os.close(handle)
 
+    def _file_bytes(self, key: str, handle: int) -> int:
+        """The length of an open file. Raises `NotFoundError` for what is none."""
+        info = os.fstat(handle)
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(key)
+        if not stat.S_ISREG(info.st_mode):
+            raise NotFoundError(self.label, key, "is no regular file")
+        return info.st_size
+
     def _read_range(self, key: str, start: int, end: int) -> bytes:
         with self._errors(key):
-            handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(key, OPEN_FLAGS)
             try:
                 self.meter.request("READ")
-                os.lseek(handle, start, os.SEEK_SET)
-                return _read_up_to(handle, end - start)
+                self._file_bytes(key, handle)
+                return _read_at(handle, start, end - start)
             finally:
                 os.close(handle)
 
     def _write(self, key: str, data: bytes) -> None:
         with self._errors(key):
-            os.makedirs(os.path.dirname(key) or ".", exist_ok=True)
-            temporary = f"{key}.{os.getpid()}.{id(data):x}.part"
+            folder = os.path.dirname(key) or "."
+            os.makedirs(folder, exist_ok=True)
+            # Not the key's name with something added: that may be as long as names can be.
+            temporary = f"{folder}/.{os.getpid()}.{threading.get_ident():x}.part"
             self.meter.request("WRITE")
             try:
                 with open(temporary, "xb") as file:
@@ -88,7 +129,7 @@ class FsStorage(Storage):
                 raise
 
     def settings(self) -> dict[str, Any]:
-        return {"open_flags": "O_RDONLY", "read_call": "read(2), whole file"}
+        return {"open_flags": "O_RDONLY", "read_call": "pread(2), whole file"}
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -105,18 +146,23 @@ class FsStorage(Storage):
         except ValueError as exc:
             raise NotFoundError(self.label, key, f"cannot be a path ({exc})") from exc
         except OSError as exc:
+            if exc.errno in _NOT_FOUND:
+                raise NotFoundError(self.label, key, _NOT_FOUND[exc.errno]) from exc
             raise TransientError(self.label, key, f"{exc.strerror or exc}") from exc
 
 
-def _read_up_to(handle: int, limit_bytes: int) -> bytes:
-    """Reads to the end of the file or to the limit. One system call where the kernel gives all at once."""
-    data = os.read(handle, limit_bytes)
+def _read_at(handle: int, start: int, limit_bytes: int) -> bytes:
+    """Reads from ``start`` to the end of the file or to the limit. One system call where the kernel gives all at once.
+
+    By `pread`, which a pipe that has taken the file's place refuses.
+    """
+    data = os.pread(handle, limit_bytes, start)
     if not data or len(data) >= limit_bytes:
         return data
     parts = [data]
-    left = limit_bytes - len(data)
+    read_bytes = len(data)
     # A short read is the end of a regular file only when the next one is empty.
-    while left and (data := os.read(handle, left)):
+    while read_bytes < limit_bytes and (data := os.pread(handle, limit_bytes - read_bytes, start + read_bytes)):
         parts.append(data)
-        left -= len(data)
+        read_bytes += len(data)
     return b"".join(parts)

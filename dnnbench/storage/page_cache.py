@@ -11,10 +11,13 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from array import array
 from collections.abc import Iterable
 
 COLD, WARM, UNKNOWN = "cold", "warm", "unknown"
+# A pipe that has taken a file's place is not waited for.
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def make_cold(paths: Iterable[str]) -> str:
@@ -25,7 +28,7 @@ def make_cold(paths: Iterable[str]) -> str:
     cold, linked = True, False
     devices, inodes = array("Q"), array("Q")
     for path in paths:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, _OPEN_FLAGS)
         try:
             info = os.fstat(handle)
             linked = linked or info.st_nlink > 1 or os.path.islink(path)
@@ -51,14 +54,15 @@ def make_warm(paths: Iterable[str]) -> str:
     """Reads each file. ``warm`` where every page of every file is verified to be in the cache after all reads."""
     everything = list(paths)
     for path in everything:
-        with open(path, "rb", buffering=0) as file:
-            while file.read(1 << 20):
+        with open(path, "rb", buffering=0, opener=lambda name, _: os.open(name, _OPEN_FLAGS)) as file:
+            # A device that has taken a file's place may have no end.
+            while stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(1 << 20):
                 pass
     return WARM if all(_is_resident(path) for path in everything) else UNKNOWN
 
 
 def _is_resident(path: str) -> bool:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(path, _OPEN_FLAGS)
     try:
         resident, pages = resident_pages(handle)
     except OSError:

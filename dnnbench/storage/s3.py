@@ -21,6 +21,8 @@ CLIENTS = {
 }
 # Those whose threads a forked child lacks: a loader's workers must not be forked from a process that has used one.
 NOT_FORKED = ("obstore",)
+# Those that hold what they read against a checksum that the server has of it.
+VERIFYING = ("boto3",)
 # Those that are written in Python.
 ONE_CORE = ("boto3",)
 # How the name of a bucket ends whose keys AWS lists in no order.
@@ -38,6 +40,7 @@ class S3Client(Protocol):
     def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]: ...
     def size(self, bucket: str, key: str) -> int: ...
     def get(self, bucket: str, key: str, size_bytes: int | None = None) -> Any: ...
+    def get_verified(self, bucket: str, key: str, size_bytes: int | None = None) -> Any: ...
     def get_range(self, bucket: str, key: str, start: int, end: int) -> Any: ...
     def put(self, bucket: str, key: str, data: bytes) -> None: ...
     def close(self) -> None: ...
@@ -79,7 +82,7 @@ class S3Storage(Storage):
         super().__init__()
         self._list_ranges = list_ranges and not bucket.endswith(UNORDERED)
         self.client, self.bucket, self.credentials = client, bucket, credentials
-        self.one_core = client in ONE_CORE
+        self.one_core, self.verifies = client in ONE_CORE, client in VERIFYING
 
     def connection(self) -> S3Client:
         """This process's client, built on first use."""
@@ -106,6 +109,9 @@ class S3Storage(Storage):
 
     def _read(self, key: str, size_bytes: int | None) -> Any:
         return self.connection().get(self.bucket, key, size_bytes)
+
+    def _read_verified(self, key: str, size_bytes: int | None) -> Any:
+        return self.connection().get_verified(self.bucket, key, size_bytes)
 
     def _read_range(self, key: str, start: int, end: int) -> Any:
         return self.connection().get_range(self.bucket, key, start, end)

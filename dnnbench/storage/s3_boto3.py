@@ -21,6 +21,7 @@ from botocore.exceptions import (
     ConnectionClosedError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -30,11 +31,12 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from botocore.httpchecksum import StreamingChecksumBody
 
 from dnnbench.config import S3Credentials
 from dnnbench.storage import s3_errors
-from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import DeniedError, MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.base import Entry, Meter, no_checksum
+from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
 from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
 
 MAX_CONNECTIONS = 64
@@ -91,6 +93,15 @@ class Boto3Client:
         with self._errors(f"s3://{bucket}/{key}"):
             return self._get(bucket, key)
 
+    def get_verified(self, bucket: str, key: str, size_bytes: int | None = None) -> bytes:
+        """As `get`, held against the checksum that the server has of the object.
+
+        Raises `MisconfiguredError` where the answer bears none that is of the whole content. An ETag is none: of what
+        came in parts, or lies encrypted, it is no MD5.
+        """
+        with self._errors(f"s3://{bucket}/{key}"):
+            return self._get(bucket, key, ChecksumMode="ENABLED")
+
     def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
         with self._errors(f"s3://{bucket}/{key}"):
@@ -105,6 +116,9 @@ class Boto3Client:
         response = self._client.get_object(Bucket=bucket, Key=key, **options)
         # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
         with closing(response["Body"]) as body:
+            if "ChecksumMode" in options and not isinstance(body, StreamingChecksumBody):
+                why = "no manifest, and the server's answer bears none of the whole content"
+                raise MisconfiguredError(self._label, f"s3://{bucket}/{key}", no_checksum(why))
             return bytes(body.read())
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
@@ -163,6 +177,9 @@ class Boto3Client:
             raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
         except ReadTimeoutError as exc:
             raise s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S) from exc
+        except FlexibleChecksumError as exc:
+            problem = "the content differs from the checksum that the server has of it; write the object again"
+            raise CorruptError(self._label, key, problem) from exc
         except (IncompleteReadError, ResponseStreamingError) as exc:
             raise TransientError(self._label, key, f"the answer broke off ({exc})") from exc
         except HTTPClientError as exc:
@@ -223,7 +240,7 @@ def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
         user_agent_extra="dnnbench",
         # Servers that are not AWS seldom have a name per bucket.
         s3={"addressing_style": "path" if own_endpoint else "auto"},
-        # Other servers do not all know the newer checksums; where one is sent it is still verified.
+        # Other servers do not all know the newer checksums; `get_verified` asks for one by itself.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         signature_version=None if signed else UNSIGNED,

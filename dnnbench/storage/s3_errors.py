@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from dnnbench.storage.base import Entry, Meter
+from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import (
     DeniedError,
     MisconfiguredError,
@@ -179,6 +179,14 @@ class OneAttemptClient(ABC):
                 return
             entries = self._entries(answer)
             yield [entry for entry in entries if entry.key.startswith(prefix) and entry.key > start_after]
+
+    def get_verified(self, bucket: str, key: str, size_bytes: int | None = None) -> Any:
+        """As `get`, held against the checksum that the server has of it: neither library does that."""
+        raise MisconfiguredError(
+            self._label,
+            f"s3://{bucket}/{key}",
+            no_checksum("no manifest, and of the clients boto3 alone asks a server"),
+        )
 
     def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], T], requests: int = 1, failed: int = 0) -> T:
         """The answer of ``request``, whose errors are told as ours; see `attempts`."""

@@ -29,6 +29,9 @@ from dnnbench.storage.s3_errors import (
 PAGE_KEYS = 1000
 _STATUS = re.compile(r"non-2xx status code: (\d+)")
 _KIND = re.compile(r"\bkind: (\w+)")
+# What its error says of a key in a listing that it cannot name, and what such keys are.
+_INVALID_PATH = "Encountered object with invalid path"
+_NAMELESS = "an empty part, one of dots, or a control character is in it); use the client boto3"
 _FORKED = threading.Event()
 
 
@@ -132,7 +135,9 @@ class ObstoreClient(OneAttemptClient):
         text = str(error)
         status, kind = _STATUS.search(text), _KIND.search(text)
         if isinstance(error, ValueError):
-            problem = f"obstore cannot name this key ({_first_line(text)}); use the client boto3"
+            return MisconfiguredError(self._label, key, f"obstore cannot name this key ({_NAMELESS}")
+        if listing and _INVALID_PATH in text:
+            problem = f"a key in this listing is one that obstore cannot name ({_NAMELESS}"
             return MisconfiguredError(self._label, key, problem)
         if status:
             if status[1] == "416":

@@ -67,10 +67,14 @@ class TorchConnectorClient(OneAttemptClient):
         """The object; of more than `PART_BYTES` in several requests."""
         requests = max(-(-(size_bytes or 0) // PART_BYTES), 1)
         try:
-            return bytes(self._ask("GET", bucket, key, lambda: self._client.get_object(bucket, key).read(), requests))
+            data = bytes(self._ask("GET", bucket, key, lambda: self._client.get_object(bucket, key).read(), requests))
         except PastTheEndError:
             # The library asks for ranges, of which an empty object has none: some servers (Ceph) refuse even the first.
             return b""
+        # Where the size was not known before, the requests after the first are known now.
+        if size_bytes is None and len(data) > PART_BYTES:
+            self._meter.request("GET", -(-len(data) // PART_BYTES) - 1)
+        return data
 
     def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
         """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
