@@ -1,12 +1,13 @@
 """The configuration file as typed models. `load_config` reads it; `Config` is the result."""
 
 from dnnbench.config.load import Variant, expand_settings, load_config
-from dnnbench.config.model import Config, ConfigError, FsStorage, S3Credentials, S3Storage
+from dnnbench.config.model import Config, ConfigError, FsStorage, Requests, S3Credentials, S3Storage
 
 __all__ = [
     "Config",
     "ConfigError",
     "FsStorage",
+    "Requests",
     "S3Credentials",
     "S3Storage",
     "Variant",

@@ -22,7 +22,7 @@ from dnnbench.storage.merge import merged
 # As many as S3 tells at once.
 PAGE_ENTRIES = 1000
 # What belongs to one process and never travels to another.
-_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers")
+_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers", "_watchdog")
 
 
 class Entry(NamedTuple):
@@ -64,9 +64,9 @@ class Meter:
         with self._lock:
             self._tally.requests[verb] += count
 
-    def retry(self) -> None:
+    def retry(self, count: int = 1) -> None:
         with self._lock:
-            self._tally.retries += 1
+            self._tally.retries += count
 
     def error(self) -> None:
         with self._lock:

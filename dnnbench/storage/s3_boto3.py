@@ -30,11 +30,10 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from dnnbench.config import S3Credentials
+from dnnbench.config import Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import DeniedError, MisconfiguredError, StorageError, TransientError
-from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
 
 MAX_CONNECTIONS = 64
 
@@ -44,8 +43,15 @@ class Boto3Client:
 
     begins_after = True
 
-    def __init__(self, credentials: S3Credentials, meter: Meter, label: str, attempts: int = MAX_ATTEMPTS) -> None:
-        self._label, self._meter = label, meter
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        meter: Meter,
+        label: str,
+        rules: Requests = Requests(),
+        verify_tls: bool | str = True,
+    ) -> None:
+        self._label, self._meter, self._rules = label, meter, rules
         self.endpoint = credentials.endpoint
         self.server: str | None = None
         with self._errors(self.endpoint or "AWS"):
@@ -60,7 +66,9 @@ class Boto3Client:
                 aws_access_key_id=_reveal(credentials.access_key),
                 aws_secret_access_key=_reveal(credentials.secret_key),
                 aws_session_token=_reveal(credentials.session_token),
-                config=_boto_config(credentials.endpoint is not None, signed, attempts),
+                # Where it is true the AWS chain may name a file.
+                verify=None if verify_tls is True else verify_tls,
+                config=_boto_config(credentials.endpoint is not None, signed, rules),
             )
         self._call = threading.local()
         events = self._client.meta.events
@@ -124,19 +132,16 @@ class Boto3Client:
         return {
             "boto3": boto3.__version__,
             "botocore": botocore.__version__,
-            "connect_timeout_s": CONNECT_TIMEOUT_S,
-            "read_timeout_s": READ_TIMEOUT_S,
-            "max_attempts": MAX_ATTEMPTS,
             "max_connections": MAX_CONNECTIONS,
         }
 
     def _begin_call(self, **_: Any) -> None:
-        self._call.attempts = 0
+        self._call.requests = 0
 
     def _count(self, request: Any, **_: Any) -> None:
-        # Told of every attempt, in the calling thread: retries are counted also where no answer ever comes.
-        self._call.attempts += 1
-        if self._call.attempts > 1:
+        # Told of every request in the calling thread. Again in one call: the library has found the bucket elsewhere.
+        self._call.requests += 1
+        if self._call.requests > 1:
             self._meter.retry()
         verb = request.method
         if verb == "GET" and "list-type=2" in request.url:
@@ -155,12 +160,16 @@ class Boto3Client:
             raise
         except ClientError as exc:
             raise self._from_response(key, exc) from exc
-        except (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError, SSLError) as exc:
+        except SSLError as exc:
+            if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+                raise s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc))) from exc
+            raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
+        except (EndpointConnectionError, ConnectTimeoutError) as exc:
             raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
         except ReadTimeoutError as exc:
-            raise s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S) from exc
-        except (IncompleteReadError, ResponseStreamingError) as exc:
-            raise TransientError(self._label, key, f"the answer broke off ({exc})") from exc
+            raise s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s) from exc
+        except (ConnectionClosedError, IncompleteReadError, ResponseStreamingError) as exc:
+            raise s3_errors.broken_off(self._label, key, self.endpoint, type(exc).__name__) from exc
         except HTTPClientError as exc:
             if "Invalid header value" in str(exc):
                 # Its text shows the value, which is a credential.
@@ -176,7 +185,9 @@ class Boto3Client:
     def _from_response(self, key: str, exc: ClientError) -> StorageError:
         code = exc.response.get("Error", {}).get("Code", "")
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return s3_errors.from_answer(self._label, key, status, code, exc.operation_name.startswith("List"))
+        retry_after = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after")
+        listing = exc.operation_name.startswith("List")
+        return s3_errors.from_answer(self._label, key, status, code, listing, retry_after)
 
 
 @functools.lru_cache
@@ -210,11 +221,12 @@ def aws_chain(credentials: S3Credentials, label: str) -> tuple[str | None, Calla
     return session.region_name, current if found is not None else None
 
 
-def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
+def _boto_config(own_endpoint: bool, signed: bool, rules: Requests) -> BotoConfig:
     return BotoConfig(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=rules.connect_timeout_s,
+        read_timeout=rules.read_timeout_s,
+        # Asked again by `Attempts`.
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=MAX_CONNECTIONS,
         user_agent_extra="dnnbench",
         # Servers that are not AWS seldom have a name per bucket.
@@ -224,6 +236,11 @@ def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
         response_checksum_validation="when_required",
         signature_version=None if signed else UNSIGNED,
     )
+
+
+def _why_untrusted(text: str) -> str:
+    """What OpenSSL has against a certificate, of its error's text."""
+    return text.partition("verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
 
 
 def _reveal(secret: Any) -> str | None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from s3torchconnector import S3ClientConfig
-from s3torchconnector._s3client import S3Client
-from s3torchconnectorclient import S3Exception
-
-from dnnbench.config import S3Credentials
+from dnnbench.config import Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import StorageError, TransientError
-from dnnbench.storage.s3_errors import MAX_ATTEMPTS, OneAttemptClient, PastTheEndError
+from dnnbench.storage.crt import LOG, environment
+from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
+
+with LOG.kept():
+    from s3torchconnector import S3ClientConfig
+    from s3torchconnector._s3client import S3Client
+    from s3torchconnectorclient import S3Exception
 
 # The library's default: larger objects come in several ranged requests of this size.
 PART_BYTES = 8 * 1024 * 1024
@@ -25,24 +26,38 @@ _STATUS = re.compile(r"response_status: (\d+)")
 _CRT_ERROR = re.compile(r"AWS_(?:IO|ERROR|S3)_\w+")
 # What the library says in words only, as (HTTP status, S3 error code).
 _IN_WORDS = {
+    "Request throttled": (503, "SlowDown"),
+    "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
+    "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
+    "AWS_ERROR_S3_TOKEN_EXPIRED": (403, "ExpiredToken"),
+    "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
     "bucket does not exist": (404, "NoSuchBucket"),
     "key does not exist": (404, "NoSuchKey"),
     "object was not found": (404, "NoSuchKey"),
     "orbidden": (403, "AccessDenied"),
 }
 _PROFILE = "dnnbench"
-_ENVIRONMENT = threading.Lock()
+# The fewest that the library makes: for 1 it takes its default, which is 4.
+_OWN_ATTEMPTS = 2
 
 
-class TorchConnectorClient(OneAttemptClient):
+class TorchConnectorClient(UncountedClient):
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
     begins_after = False
     library_errors = (S3Exception,)
 
-    def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        meter: Meter,
+        label: str,
+        rules: Requests = Requests(),
+        verify_tls: bool | str = True,
+    ) -> None:
+        # The library takes no time-outs: a `Watchdog` keeps those of the rules.
         super().__init__(meter, label, credentials.endpoint)
-        self._client = _SignedClient(credentials, label)
+        self._client = _SignedClient(credentials, label, verify_tls)
 
     def open(self, bucket: str) -> None:
         """Builds the native client, which serves every bucket."""
@@ -95,19 +110,31 @@ class TorchConnectorClient(OneAttemptClient):
         return {
             "s3torchconnector": version("s3torchconnector"),
             "part_bytes": PART_BYTES,
-            "timeouts": "the library's own",
-            "max_attempts": MAX_ATTEMPTS,
+            "own_attempts": _OWN_ATTEMPTS if LOG.is_kept else f"{_OWN_ATTEMPTS}, not counted: its log is not ours",
         }
 
+    def _count_repeated(self, verb: str) -> None:
+        repeated = LOG.repeated()
+        if repeated:
+            self._meter.request(verb, repeated)
+            self._meter.retry(repeated)
+
     def _error_of(self, key: str, error: Exception, listing: bool = False) -> StorageError:
-        text = str(error)
+        told = self._told(key, str(error), listing)
+        if isinstance(told, TransientError):
+            told.attempts = _OWN_ATTEMPTS
+        return told
+
+    def _told(self, key: str, text: str, listing: bool) -> StorageError:
         status, crt = _STATUS.search(text), _CRT_ERROR.search(text)
         if status and status[1] == "416":
             return PastTheEndError(self._label, key, "the range begins behind the object's end")
-        told = next((answer for words, answer in _IN_WORDS.items() if words in text), None)
-        if told or (status and status[1] != "0"):
-            number, code = told or (int(status[1] if status else 0), s3_errors.code_in(text))
+        answer = next((answer for words, answer in _IN_WORDS.items() if words in text), None)
+        if answer or (status and status[1] != "0"):
+            number, code = answer or (int(status[1] if status else 0), s3_errors.code_in(text))
             return s3_errors.from_answer(self._label, key, number, code, listing)
+        if crt and crt[0].endswith("_CLOSED"):
+            return s3_errors.broken_off(self._label, key, self.endpoint, crt[0])
         if crt and crt[0].startswith("AWS_IO_"):
             return s3_errors.unreachable(self._label, key, self.endpoint, crt[0])
         return TransientError(self._label, key, f"s3torchconnector: {crt[0] if crt else text[:200]}")
@@ -120,8 +147,15 @@ class _SignedClient(S3Client):
     anew after a fork.
     """
 
-    def __init__(self, credentials: S3Credentials, label: str) -> None:
+    def __init__(self, credentials: S3Credentials, label: str, verify_tls: bool | str) -> None:
+        if verify_tls is False and not (credentials.endpoint or "").startswith("http://"):
+            problem = (
+                "s3torchconnector cannot leave out the verification of TLS certificates (storage.s3.verify_tls is "
+                "false); give the file of the server's CA instead, or use the client boto3 or obstore"
+            )
+            raise MisconfiguredError(label, credentials.endpoint or "AWS", problem)
         self._profile: int | None = None
+        self._certificates = verify_tls if isinstance(verify_tls, str) else None
         region, profile, unsigned = credentials.region_name, credentials.profile, False
         if credentials.access_key is not None:
             self._profile, profile = _profile_in_memory(credentials), _PROFILE
@@ -135,8 +169,7 @@ class _SignedClient(S3Client):
             unsigned=unsigned,
             # Servers that are not AWS seldom have a name per bucket.
             force_path_style=credentials.endpoint is not None,
-            # Repeated by `attempts`, where it is counted.
-            max_attempts=1,
+            max_attempts=_OWN_ATTEMPTS,
             profile=profile,
         )
         super().__init__(region or "us-east-1", endpoint=credentials.endpoint, s3client_config=config)
@@ -149,20 +182,16 @@ class _SignedClient(S3Client):
             self._profile = None
 
     def _client_builder(self) -> Any:
-        if self._profile is None:
+        variables = {}
+        if self._profile is not None:
+            variables |= {
+                "AWS_SHARED_CREDENTIALS_FILE": f"/proc/self/fd/{self._profile}",
+                "AWS_CONFIG_FILE": os.devnull,
+            }
+        if self._certificates is not None:
+            variables["SSL_CERT_FILE"] = self._certificates
+        with environment(variables):
             return super()._client_builder()
-        # Read when the client is built, and of all threads.
-        with _ENVIRONMENT:
-            before = {name: os.environ.get(name) for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")}
-            os.environ.update(AWS_SHARED_CREDENTIALS_FILE=f"/proc/self/fd/{self._profile}", AWS_CONFIG_FILE=os.devnull)
-            try:
-                return super()._client_builder()
-            finally:
-                for name, value in before.items():
-                    if value is None:
-                        del os.environ[name]
-                    else:
-                        os.environ[name] = value
 
 
 def _profile_in_memory(credentials: S3Credentials) -> int:
