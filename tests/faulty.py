@@ -22,7 +22,7 @@ _TOKEN = re.compile(rb"<NextContinuationToken>.*?</NextContinuationToken>")
 
 @dataclass
 class Fault:
-    """What is done to requests of a ``verb`` (LIST is one) whose key matches, ``times`` (None: always) ``after`` some."""
+    """What is done to requests of a ``verb`` (or LIST) whose key matches: ``times`` (None: always), ``after`` some."""
 
     kind: str
     verb: str = "GET"
@@ -289,7 +289,9 @@ class Proxy:
         connection.sendall(_bytes_of(answer))
 
     def _error(self, connection, upstream, request, fault):
-        answer = told(fault.status, fault.code, fault.headers.items())
+        path = request.target.partition("?")[0]
+        headers = [(name, value.format(path=path)) for name, value in fault.headers.items()]
+        answer = told(fault.status, fault.code, headers)
         if request.method == "HEAD":
             answer.body = b""
         connection.sendall(_bytes_of(answer))

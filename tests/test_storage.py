@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from dnnbench.config import Requests, S3Credentials
+from dnnbench.config import ConfigError, Requests, S3Credentials, expand_settings
 from dnnbench.storage import (
     CorruptError,
     DeniedError,
@@ -23,6 +23,7 @@ from dnnbench.storage import (
 from dnnbench.storage.base import Entry
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.fs import FsStorage
+from dnnbench.storage.open import open_storage
 from dnnbench.storage.s3 import CLIENTS, NOT_FORKED, S3Storage
 
 KINDS = ["fs-posix", *(f"{name}-{client}" for name in ("aws", "dss") for client in CLIENTS)]
@@ -270,6 +271,27 @@ def test_settings_name_no_secret(place):
     assert "dnnbench-secret" not in text
 
 
+def test_settings_say_what_was_in_force_alike_for_every_client(place):
+    storage, _ = place
+    if storage.name == "fs":
+        pytest.skip("files are asked for once")
+    told = storage.settings()
+    assert {key: told[key] for key in Requests.model_fields} == Requests().model_dump()
+    assert told["verify_tls"] is True
+
+
+@pytest.mark.parametrize("name", ["aws", "dss"])
+def test_a_storage_has_the_configurations_rules_and_takes_them_along(name, tmp_path):
+    (tmp_path / "ca.pem").touch()
+    text = [f"storage.s3.verify_tls={tmp_path}/ca.pem", "storage.s3.requests.max_attempts=7", "storage.s3.bucket=b"]
+    config = expand_settings({}, [*text, f"storage.s3.{name}.credentials.endpoint=http://127.0.0.1:9"])[0].config
+    storage = pickle.loads(pickle.dumps(open_storage(config, name)))  # noqa: S301 (our own bytes)
+    assert (storage.rules.max_attempts, storage.verify_tls) == (7, f"{tmp_path}/ca.pem")
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(ConfigError, match=r"verify_tls: .*ca\.pem: there is no such file"):
+        open_storage(config, name)
+
+
 def test_fs_follows_links_and_survives_a_loop(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(b"1")
@@ -409,7 +431,6 @@ def test_s3torchconnector_counts_the_parts_of_a_large_object(local_servers):
 def test_a_client_that_is_not_installed_is_named_with_its_install_line(monkeypatch, client):
     import sys
 
-    from dnnbench.config import ConfigError
     from dnnbench.storage.s3 import client_class
 
     monkeypatch.delitem(sys.modules, CLIENTS[client].partition(":")[0], raising=False)

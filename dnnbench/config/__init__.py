@@ -1,9 +1,10 @@
 """The configuration file as typed models. `load_config` reads it; `Config` is the result."""
 
 from dnnbench.config.load import Variant, expand_settings, load_config
-from dnnbench.config.model import Config, ConfigError, FsStorage, Requests, S3Credentials, S3Storage
+from dnnbench.config.model import DEFAULT_REQUESTS, Config, ConfigError, FsStorage, Requests, S3Credentials, S3Storage
 
 __all__ = [
+    "DEFAULT_REQUESTS",
     "Config",
     "ConfigError",
     "FsStorage",

@@ -109,6 +109,9 @@ class Requests(Section):
         return self
 
 
+DEFAULT_REQUESTS = Requests()
+
+
 class S3Storage(Section):
     """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries.
 
@@ -120,7 +123,7 @@ class S3Storage(Section):
     prefix: list[str] = [""]
     client_lib: NonEmptyStr | Names = "boto3"
     list_ranges: bool = True
-    requests: Requests = Requests()
+    requests: Requests = DEFAULT_REQUESTS
     verify_tls: bool | NonEmptyStr = True
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LEVEL, _FOLDER = "S3_TORCH_CONNECTOR_DEBUG_LOGS", "S3_TORCH_CONNECTOR_LOGS_DIR_PATH"
-_FAILED, _NOT_REPEATED = b"Try to setup a retry", b"could not retry request"
+# What it says of a request that failed, or had no connection; and after that, where it does not send it again.
+_FAILED, _NOT_REPEATED = (b"Try to setup a retry", b"Could not acquire connection"), b"could not retry request"
 # There is a file for each hour.
 _LOOK_FOR_FILES_S = 1.0
 _changing = threading.Lock()
@@ -99,7 +100,7 @@ class Log:
         text = os.pread(self._handle, size_bytes - self._read_bytes, self._read_bytes)
         lines = text[: text.rfind(b"\n") + 1]
         self._read_bytes += len(lines)
-        self._repeated += lines.count(_FAILED) - lines.count(_NOT_REPEATED)
+        self._repeated += sum(map(lines.count, _FAILED)) - lines.count(_NOT_REPEATED)
 
 
 LOG = Log()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from dnnbench.config import Requests, S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage.base import Entry
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
@@ -71,7 +71,7 @@ class DssStorage(EndpointStorage):
         bucket: str | None = None,
         client: str = "boto3",
         list_ranges: bool = True,
-        rules: Requests = Requests(),
+        rules: Requests = DEFAULT_REQUESTS,
         verify_tls: bool | str = True,
     ) -> None:
         self.bucket = bucket

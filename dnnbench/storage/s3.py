@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from dnnbench.config import ConfigError, Requests, S3Credentials
-from dnnbench.storage import s3_errors
+from dnnbench.config import DEFAULT_REQUESTS, ConfigError, Requests, S3Credentials
+from dnnbench.storage import s3_errors, watchdog
 from dnnbench.storage.attempts import Attempts
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import CorruptError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
-from dnnbench.storage.watchdog import Watchdog
 
 # A client library's name -> the file that imports it, and its class there.
 CLIENTS = {
@@ -104,7 +103,7 @@ class EndpointStorage(Storage):
 
     def _enter_process(self, new: bool = False) -> None:
         if new or self._pid != os.getpid():
-            self._watchdog = Watchdog(self.rules, silence=self.client in UNTIMED)
+            self._watchdog = watchdog.Watchdog(self.rules, silence=self.client in UNTIMED)
         super()._enter_process(new)
 
     def _connect(self, endpoint: Endpoint) -> S3Client:
@@ -124,17 +123,17 @@ class EndpointStorage(Storage):
     def _ask(self, endpoints: Sequence[Endpoint], request: Callable[[S3Client], T]) -> T:
         """The answer of the first attempt that brings one; see `Attempts`."""
         # The way of every read: what it costs is added to each object of a fast storage.
-        watchdog, attempts, begun_s = self._watchdog, None, None
+        watching, attempts, begun_s = self._watchdog, None, None
         order = self._in_turn(endpoints) if self._down else endpoints
         endpoint = order[0]
         while True:
             try:
                 client = self._clients.get(endpoint or AWS) or self._connect(endpoint)
-                begun_s = watchdog.begin(begun_s)
+                begun_s = watching.begin(begun_s)
                 try:
                     return request(client)
                 finally:
-                    watchdog.end()
+                    watching.end()
             except TransientError as exc:
                 error = self._noted(exc, endpoint)
             attempts = attempts or Attempts(self.rules, self._meter, order, begun_s or time.monotonic())
@@ -178,16 +177,22 @@ class EndpointStorage(Storage):
     def _in_turn(self, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
         """In the order in which to ask; those that failed of late come last."""
         now = time.monotonic()
-        return sorted(endpoints, key=lambda endpoint: self._down.get(endpoint, 0.0) > now)
+        return sorted(endpoints, key=lambda endpoint: self._down.get(endpoint or AWS, 0.0) > now)
 
     def _noted(self, error: TransientError, endpoint: Endpoint) -> TransientError:
-        if self._watchdog.cut_for_silence() and error.broke_off:
-            told = s3_errors.no_answer(self.label, error.key, endpoint, self.rules.read_timeout_s)
+        cut = self._watchdog.cut()
+        if cut and error.broke_off:
+            told = self._cut_off(cut, error.key, endpoint)
             told.attempts, told.__cause__ = error.attempts, error
             error = told
         if isinstance(error, UnreachableError):
-            self._down[endpoint] = time.monotonic() + DOWN_S
+            self._down[endpoint or AWS] = time.monotonic() + DOWN_S
         return error
+
+    def _cut_off(self, cut: str, key: str, endpoint: Endpoint) -> UnreachableError:
+        if cut == watchdog.CONNECT:
+            return s3_errors.unreachable(self.label, key, endpoint, f"within {self.rules.connect_timeout_s:g} s")
+        return s3_errors.no_answer(self.label, key, endpoint, self.rules.read_timeout_s)
 
     def _in_force(self) -> dict[str, Any]:
         """What the record says alike for every client."""
@@ -206,7 +211,7 @@ class S3Storage(EndpointStorage):
         credentials: S3Credentials,
         client: str = "boto3",
         list_ranges: bool = True,
-        rules: Requests = Requests(),
+        rules: Requests = DEFAULT_REQUESTS,
         verify_tls: bool | str = True,
     ) -> None:
         self.bucket = bucket

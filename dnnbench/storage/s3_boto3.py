@@ -18,22 +18,22 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionClosedError,
+    ConnectionError,
     ConnectTimeoutError,
-    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    PaginationError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
-    SSLError,
 )
 
-from dnnbench.config import Requests, S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import DeniedError, MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
 
 MAX_CONNECTIONS = 64
 
@@ -48,7 +48,7 @@ class Boto3Client:
         credentials: S3Credentials,
         meter: Meter,
         label: str,
-        rules: Requests = Requests(),
+        rules: Requests = DEFAULT_REQUESTS,
         verify_tls: bool | str = True,
     ) -> None:
         self._label, self._meter, self._rules = label, meter, rules
@@ -160,27 +160,36 @@ class Boto3Client:
             raise
         except ClientError as exc:
             raise self._from_response(key, exc) from exc
-        except SSLError as exc:
-            if "CERTIFICATE_VERIFY_FAILED" in str(exc):
-                raise s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc))) from exc
-            raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
-        except (EndpointConnectionError, ConnectTimeoutError) as exc:
-            raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
-        except ReadTimeoutError as exc:
-            raise s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s) from exc
-        except (ConnectionClosedError, IncompleteReadError, ResponseStreamingError) as exc:
-            raise s3_errors.broken_off(self._label, key, self.endpoint, type(exc).__name__) from exc
-        except HTTPClientError as exc:
+        except ConnectionError as exc:
+            raise self._from_connecting(key, exc) from exc
+        except (HTTPClientError, IncompleteReadError) as exc:
             if "Invalid header value" in str(exc):
                 # Its text shows the value, which is a credential.
                 problem = "a credential holds a line break, or another character that no request can carry"
                 raise MisconfiguredError(self._label, key, problem) from None
-            raise TransientError(self._label, key, f"{type(exc).__name__}: {exc}") from exc
+            raise self._from_connection(key, exc) from exc
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as exc:
             problem = f"no credentials ({exc}); set storage.s3…credentials or the AWS environment"
             raise DeniedError(self._label, key, problem) from exc
+        except PaginationError as exc:
+            raise CorruptError(self._label, key, f"the listing's pages cannot be trusted ({exc})") from exc
         except (BotoCoreError, ValueError) as exc:
             raise MisconfiguredError(self._label, key, " ".join(str(exc).split())) from exc
+
+    def _from_connecting(self, key: str, exc: Exception) -> StorageError:
+        if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            return s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc)))
+        why = type(exc).__name__
+        if isinstance(exc, ConnectTimeoutError):
+            why = f"within {self._rules.connect_timeout_s:g} s"
+        return s3_errors.unreachable(self._label, key, self.endpoint, why)
+
+    def _from_connection(self, key: str, exc: Exception) -> StorageError:
+        if isinstance(exc, ReadTimeoutError):
+            return s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s)
+        if isinstance(exc, ConnectionClosedError | IncompleteReadError | ResponseStreamingError):
+            return s3_errors.broken_off(self._label, key, self.endpoint, type(exc).__name__)
+        return TransientError(self._label, key, f"{type(exc).__name__}: {' '.join(str(exc).split())}")
 
     def _from_response(self, key: str, exc: ClientError) -> StorageError:
         code = exc.response.get("Error", {}).get("Code", "")

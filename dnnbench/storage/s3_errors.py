@@ -22,7 +22,8 @@ from dnnbench.storage.errors import (
 
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {
-    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
+    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken",
+    "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
 }  # fmt: skip
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired"}
 _TRANSIENT = {
@@ -42,25 +43,32 @@ def from_answer(
     label: str, key: str, status: int, code: str, listing: bool = False, retry_after: str | None = None
 ) -> StorageError:
     """The error that an answer with this HTTP status, S3 error code (or "") and ``Retry-After`` stands for."""
-    if code == "NoSuchBucket":
-        return NotFoundError(label, key, "there is no such bucket; check storage.s3.bucket and the endpoint")
-    if (code in _NOT_FOUND or status == 404) and listing:
-        return NotFoundError(label, key, f"the server answered {status} {code}; is it an S3 server?")
+    answer = f"{status} {code}".strip()
     if code in _NOT_FOUND or status == 404:
-        return NotFoundError(label, key, "there is no such object; was it deleted after it was listed?")
+        return NotFoundError(label, key, _not_found(code, answer, listing))
     if code in _EXPIRED:
         return DeniedError(label, key, f"the credentials have expired ({code}); renew them")
     if code in _DENIED or status in (401, 403):
         return DeniedError(label, key, f"access denied ({code or status}); check the credentials and their rights")
     if code in _TRANSIENT or status >= 500 or status == 429:
-        error = TransientError(label, key, f"the server answered {f'{status} {code}'.strip()}")
+        error = TransientError(label, key, f"the server answered {answer}")
         error.retry_after_s = _seconds(retry_after)
         return error
     if status == 412:
         return CorruptError(label, key, "the object changed while it was read; list again")
-    if 300 <= status < 400:
-        return redirected(label, key, f"{status} {code}".strip())
-    return MisconfiguredError(label, key, f"the server answered {status} {code}")
+    return redirected(label, key, answer) if 300 <= status < 400 else _unknown(label, key, answer)
+
+
+def _not_found(code: str, answer: str, listing: bool) -> str:
+    if code == "NoSuchBucket":
+        return "there is no such bucket; check storage.s3.bucket and the endpoint"
+    if listing:
+        return f"the server answered {answer}; is it an S3 server?"
+    return "there is no such object; was it deleted after it was listed?"
+
+
+def _unknown(label: str, key: str, answer: str) -> MisconfiguredError:
+    return MisconfiguredError(label, key, f"the server answered {answer}")
 
 
 def unreachable(label: str, key: str, endpoint: str | None, why: str) -> UnreachableError:
@@ -174,5 +182,5 @@ class UncountedClient(ABC):
         finally:
             self._count_repeated(verb)
 
-    def _count_repeated(self, verb: str) -> None:
-        """Counts what the library has sent again by itself, where it does."""
+    def _count_repeated(self, verb: str) -> None:  # noqa: B027 (most repeat nothing)
+        """Counts what the library has sent again by itself."""

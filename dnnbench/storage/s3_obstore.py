@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from dnnbench.config import Requests, S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import MisconfiguredError, StorageError
@@ -25,6 +25,8 @@ from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 PAGE_KEYS = 1000
 _STATUS = re.compile(r"non-2xx status code: (\d+)")
 _KIND = re.compile(r"\bkind: (\w+)")
+_REDIRECTED = re.compile(r" - Received redirect |\bkind: Redirect\b")
+_UNTRUSTED = re.compile(r"\bInvalidCertificate\(\s*(\w+)")
 _FORKED = threading.Event()
 
 
@@ -42,7 +44,7 @@ class ObstoreClient(UncountedClient):
         credentials: S3Credentials,
         meter: Meter,
         label: str,
-        rules: Requests = Requests(),
+        rules: Requests = DEFAULT_REQUESTS,
         verify_tls: bool | str = True,
     ) -> None:
         super().__init__(meter, label, credentials.endpoint)
@@ -135,11 +137,16 @@ class ObstoreClient(UncountedClient):
             if status[1] == "416":
                 return PastTheEndError(self._label, key, "the range begins behind the object's end")
             return s3_errors.from_answer(self._label, key, int(status[1]), s3_errors.code_in(text), listing)
-        if "redirect" in text:
+        if _REDIRECTED.search(text):
             return s3_errors.redirected(self._label, key, "as obstore says")
+        if untrusted := _UNTRUSTED.search(text):
+            return s3_errors.untrusted(self._label, key, self.endpoint, untrusted[1])
         return self._error_without_answer(key, text, kind[1] if kind else "")
 
     def _error_without_answer(self, key: str, text: str, kind: str) -> StorageError:
+        if kind == "Timeout" and "ConnectError(" in text:
+            why = f"within {self._rules.connect_timeout_s:g} s"
+            return s3_errors.unreachable(self._label, key, self.endpoint, why)
         if kind == "Timeout":
             return s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s)
         if kind in ("Connect", "Request", "Unknown"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import ssl
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from dnnbench.config import Requests, S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.crt import LOG, environment
@@ -37,6 +40,8 @@ _IN_WORDS = {
     "orbidden": (403, "AccessDenied"),
 }
 _PROFILE = "dnnbench"
+# Where the library looks for trusted certificates, which may be another place than Python's.
+_SYSTEMS_CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 # The fewest that the library makes: for 1 it takes its default, which is 4.
 _OWN_ATTEMPTS = 2
 
@@ -52,11 +57,13 @@ class TorchConnectorClient(UncountedClient):
         credentials: S3Credentials,
         meter: Meter,
         label: str,
-        rules: Requests = Requests(),
+        rules: Requests = DEFAULT_REQUESTS,
         verify_tls: bool | str = True,
     ) -> None:
         # The library takes no time-outs: a `Watchdog` keeps those of the rules.
         super().__init__(meter, label, credentials.endpoint)
+        if not (credentials.endpoint or "").startswith("http://"):
+            self._check_certificate(credentials.endpoint, verify_tls, rules.connect_timeout_s)
         self._client = _SignedClient(credentials, label, verify_tls)
 
     def open(self, bucket: str) -> None:
@@ -65,6 +72,31 @@ class TorchConnectorClient(UncountedClient):
             _ = self._client._client
         except S3Exception as exc:
             raise self._error_of(f"s3://{bucket}", exc) from exc
+
+    def _check_certificate(self, endpoint: str | None, verify_tls: bool | str, timeout_s: float) -> None:
+        """Raises our error for a certificate that is not trusted: after one the library waits for half a minute."""
+        if verify_tls is False:
+            problem = (
+                "s3torchconnector cannot go without verifying certificates (storage.s3.verify_tls is false); name the "
+                "file of the server's CA there instead, or use the client boto3 or obstore"
+            )
+            raise MisconfiguredError(self._label, endpoint or "AWS", problem)
+        if endpoint is None:
+            return
+        trusted = ssl.create_default_context()
+        for path in [verify_tls] if isinstance(verify_tls, str) else filter(os.path.isfile, _SYSTEMS_CERTIFICATES):
+            trusted.load_verify_locations(path)
+        parts = urllib.parse.urlsplit(endpoint)
+        try:
+            with (
+                socket.create_connection((parts.hostname, parts.port or 443), timeout_s) as connection,
+                trusted.wrap_socket(connection, server_hostname=parts.hostname),
+            ):
+                """It is trusted."""
+        except ssl.SSLCertVerificationError as exc:
+            raise s3_errors.untrusted(self._label, endpoint, endpoint, exc.verify_message) from exc
+        except OSError:
+            """What else is wrong the first request will tell."""
 
     def _answers(self, bucket: str, prefix: str, start_after: str) -> Iterator[Any]:
         # The library cannot begin a listing in the middle: what comes before is listed and left out.
@@ -148,12 +180,6 @@ class _SignedClient(S3Client):
     """
 
     def __init__(self, credentials: S3Credentials, label: str, verify_tls: bool | str) -> None:
-        if verify_tls is False and not (credentials.endpoint or "").startswith("http://"):
-            problem = (
-                "s3torchconnector cannot leave out the verification of TLS certificates (storage.s3.verify_tls is "
-                "false); give the file of the server's CA instead, or use the client boto3 or obstore"
-            )
-            raise MisconfiguredError(label, credentials.endpoint or "AWS", problem)
         self._profile: int | None = None
         self._certificates = verify_tls if isinstance(verify_tls, str) else None
         region, profile, unsigned = credentials.region_name, credentials.profile, False
@@ -182,7 +208,7 @@ class _SignedClient(S3Client):
             self._profile = None
 
     def _client_builder(self) -> Any:
-        variables = {}
+        variables: dict[str, str] = {}
         if self._profile is not None:
             variables |= {
                 "AWS_SHARED_CREDENTIALS_FILE": f"/proc/self/fd/{self._profile}",

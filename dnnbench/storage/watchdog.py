@@ -26,6 +26,8 @@ SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.01, 1.0
 _CONNECTED, _CONNECTING = 1, 2
 _SENT_AT, _CAME_AT, _INFO_BYTES = 44, 52, 104
 
+CONNECT, READ = "connect", "read"
+
 _now_s, _this_thread = time.monotonic, threading.get_ident
 
 
@@ -46,7 +48,8 @@ class Watchdog:
         self._rules, self._silence = rules, silence
         # By thread: when its operation began, and the attempt that is under way.
         self._calls_s: dict[int, tuple[float, float]] = {}
-        self._cut: set[int] = set()
+        # By thread: under which time-out its attempt was cut off.
+        self._cut: dict[int, str] = {}
         self._places: set[tuple[str, int]] = set()
         # When a connection that is being made was first seen, by its inode.
         self._connecting_s: dict[int, float] = {}
@@ -59,7 +62,8 @@ class Watchdog:
         parts = urllib.parse.urlsplit(endpoint or "https://")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         # A name may stand for many addresses that change: then the port is what counts.
-        self._places.add((parts.hostname if _is_address(parts.hostname) else "", port))
+        host = parts.hostname or ""
+        self._places.add((host if _is_address(host) else "", port))
 
     def begin(self, operation_s: float | None = None) -> float:
         """The calling thread begins an attempt of the operation that began then (None: now); returns when that was."""
@@ -67,6 +71,8 @@ class Watchdog:
             _start()
         now_s = _now_s()
         operation_s = operation_s or now_s
+        if self._cut:
+            self._cut.pop(_this_thread(), None)
         self._calls_s[_this_thread()] = operation_s, now_s
         return operation_s
 
@@ -74,16 +80,13 @@ class Watchdog:
         """The calling thread's attempt is over."""
         self._calls_s.pop(_this_thread(), None)
 
-    def cut_for_silence(self) -> bool:
-        """Whether the attempt that the calling thread ended last was cut off; says so once."""
-        if _this_thread() not in self._cut:
-            return False
-        self._cut.discard(_this_thread())
-        return True
+    def cut(self) -> str:
+        """CONNECT or READ where the attempt that the calling thread ended last was cut off for that, or ""."""
+        return self._cut.get(_this_thread(), "")
 
     def forget(self) -> None:
         """A forked child has none of its parent's calls."""
-        self._calls_s, self._cut = {}, set()
+        self._calls_s, self._cut = {}, {}
 
     def look(self) -> None:
         """Shuts down what has gone on for too long."""
@@ -94,7 +97,7 @@ class Watchdog:
         elif self._silence and calls_s:
             ages_s = {thread: now_s - attempt_s for thread, (_, attempt_s) in calls_s}
             if max(ages_s.values()) >= min(rules.connect_timeout_s, rules.read_timeout_s) - self.look_s:
-                self._shut_silent(now_s, [thread for thread, age_s in ages_s.items() if age_s >= rules.read_timeout_s])
+                self._shut_silent(now_s, ages_s)
 
     def _shut_all(self) -> None:
         for connection in connections():
@@ -102,20 +105,26 @@ class Watchdog:
                 if connection.peer is None or self._is_ours(connection.peer):
                     _shut(connection)
 
-    def _shut_silent(self, now_s: float, waiting: list[int]) -> None:
-        """``waiting``: the threads whose attempts are as old as the longest silence."""
-        connecting_s = {}
+    def _shut_silent(self, now_s: float, ages_s: dict[int, float]) -> None:
+        """``ages_s``: how old the attempt of each thread is."""
+        rules, connecting_s = self._rules, {}
+        is_read_over = max(ages_s.values()) >= rules.read_timeout_s
         for connection in connections():
             with connection.handle:
                 if connection.peer is None:
                     first_s = connecting_s[connection.inode] = self._connecting_s.get(connection.inode, now_s)
-                    if now_s - first_s >= self._rules.connect_timeout_s - self.look_s:
+                    if now_s - first_s >= rules.connect_timeout_s - self.look_s:
+                        self._note(CONNECT, rules.connect_timeout_s, ages_s)
                         _shut(connection)
                 # One that is idle is shut as well: it is as silent, and opened anew when it is needed.
-                elif waiting and connection.silent_s >= self._rules.read_timeout_s and self._is_ours(connection.peer):
-                    self._cut.update(waiting)
+                elif is_read_over and connection.silent_s >= rules.read_timeout_s and self._is_ours(connection.peer):
+                    self._note(READ, rules.read_timeout_s, ages_s)
                     _shut(connection)
         self._connecting_s = connecting_s
+
+    def _note(self, what: str, timeout_s: float, ages_s: dict[int, float]) -> None:
+        # Whose connection it was nobody tells: it is one of those that have waited for so long.
+        self._cut.update((thread, what) for thread, age_s in ages_s.items() if age_s >= timeout_s - self.look_s)
 
     def _is_ours(self, peer: tuple[str, int]) -> bool:
         return peer in self._places or ("", peer[1]) in self._places
@@ -123,10 +132,14 @@ class Watchdog:
 
 def connections() -> Iterator[Connection]:
     """The TCP connections of this process that are open or being made. Whoever takes one closes its handle."""
+    seen = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            # One socket may have several numbers, and our own handles take those that have become free.
+            if not target.startswith("socket:") or target in seen:
                 continue
+            seen.add(target)
             handle = socket.socket(fileno=os.dup(int(name)))
         except OSError:
             # Closed since, or none that Python knows.
@@ -159,10 +172,10 @@ def _shut(connection: Connection) -> None:
         """The other side was faster."""
 
 
-def _is_address(host: str | None) -> bool:
+def _is_address(host: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            socket.inet_pton(family, host or "")
+            socket.inet_pton(family, host)
         except OSError:
             continue
         return True
@@ -198,7 +211,7 @@ def _look_at_all() -> float:
 
 
 def _after_fork() -> None:
-    global _watcher, _starting  # noqa: PLW0603
+    global _watcher, _starting
     _watcher, _starting = None, threading.Lock()
     for watchdog in list(_watched):
         watchdog.forget()
