@@ -331,14 +331,21 @@ class CatalogBuilder:
                 self._pages[group_number].append(packed)
 
     def build(self) -> Catalog:
-        """The catalog of all pages, which are let go. Raises `CatalogError` for a group that has no sample."""
+        """The catalog of all pages, which are let go.
+
+        Raises `CatalogError` for a group that has no sample, and for a key that is there twice.
+        """
         for prefix, of_group, left_out in zip(self.prefixes, self._pages, self._left_out, strict=True):
             if not of_group:
                 raise CatalogError(_nothing(self._storage, prefix, left_out))
         counts, pages = [], []
-        for of_group in self._pages:
+        for prefix, of_group in zip(self.prefixes, self._pages, strict=True):
             counts.append(sum(len(page.names) for page in of_group))
-            pages += _in_order(of_group)
+            in_order, twice = _in_order(of_group)
+            if twice is not None:
+                key = prefix + os.fsdecode(twice)
+                raise CatalogError(f"{self._storage.label}: {key!r}: is listed twice; the server's listing is broken")
+            pages += in_order
             of_group.clear()
         numbers = np.arange(len(self._groups), dtype=_number_type(self._groups))
         return Catalog(
@@ -351,16 +358,20 @@ class CatalogBuilder:
         )
 
 
-def _in_order(pages: list[_Page]) -> list[_Page]:
-    """The pages of one group, sorted by the bytes of the keys: for S3's, which are, only the pages are moved."""
+def _in_order(pages: list[_Page]) -> tuple[list[_Page], bytes | None]:
+    """The pages of one group, sorted by the bytes of the keys, and a name that is there twice (None: there is none).
+
+    For S3's pages, which are sorted, only they themselves are moved.
+    """
     pages = sorted(pages, key=lambda page: page.names[0])
     if all(page.is_sorted for page in pages) and all(a.names[-1] < b.names[0] for a, b in pairwise(pages)):
-        return pages
+        return pages, None
     names = Names.joined([page.names for page in pages])
     sizes_bytes = np.concatenate([page.sizes_bytes for page in pages])
-    # The same key twice is no data set's, but its order must not be that of the listing either.
-    order = names.order(ties=sizes_bytes)
-    return [_Page(names.take(order), sizes_bytes[order], True)]
+    order = names.order()
+    names = names.take(order)
+    repeated = names.repeated()
+    return [_Page(names, sizes_bytes[order], True)], names[int(repeated[0])] if len(repeated) else None
 
 
 def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str], workers: int) -> Catalog:

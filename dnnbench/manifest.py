@@ -82,7 +82,7 @@ def read_manifest(storage: Storage, source: str) -> Manifest | None:
     names, sha256 = Names.of(paths), np.frombuffer(digests, dtype=np.uint8).reshape(-1, SHA256_BYTES)
     if all(before < later for before, later in pairwise(paths)):
         return Manifest(names, sha256)
-    order = names.order(ties=np.arange(len(paths)))
+    order = names.order()
     names, sha256 = names.take(order), sha256[order]
     again = np.array([before == later for before, later in pairwise(names)], dtype=bool)
     differs = np.flatnonzero(again & (sha256[1:] != sha256[:-1]).any(axis=1))

@@ -21,7 +21,7 @@ PER_EPOCH = (
 COLUMNS = (
     "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "cache", "epoch", *PER_EPOCH,
     "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
-    "cpu_s_per_object", "peak_memory_mib", "client_bound", "limit", "catalog_hash", "config_hash",
+    "cpu_s_per_object", "peak_memory_mib", "client_bound", "limit", "verify_tls", "catalog_hash", "config_hash",
 )  # fmt: skip
 
 
@@ -46,6 +46,8 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         "swept": " ".join(f"{key}={value}" for key, value in figures["swept"].items()),
         "catalog_hash": figures["catalog"]["hash"],
     }
+    if "verify_tls" in figures["settings"]:
+        common["verify_tls"] = figures["settings"]["verify_tls"]
     if "ladder" in figures:
         common["limit"] = figures["ladder"]["verdict"]["limit"]
     parts = figures.get("epochs") or [figures]

@@ -82,15 +82,15 @@ class Names:
             first = last
         return Names(block, offsets)
 
-    def order(self, ties: npt.NDArray[Any]) -> Int64s:
-        """The order that sorts the names by their bytes, and equal ones by ``ties``.
+    def order(self) -> Int64s:
+        """The order that sorts the names by their bytes.
 
         Eight bytes at a time, as one number; names that differ by then are not looked at again.
         """
         lengths = self.lengths
         # Behind its end a name counts as NULs. Sorting is stable from here on, so that one that goes on with
         # real NULs stays behind the one that ends.
-        order: Int64s = np.lexsort((ties, lengths))
+        order: Int64s = np.argsort(lengths, kind="stable")
         alike = np.arange(len(self))
         runs = np.zeros(len(self), dtype=np.int64)
         depth = 0
@@ -106,6 +106,16 @@ class Names:
             alike, runs = alike[is_open], runs[is_open]
             depth += 8
         return order
+
+    def repeated(self) -> Int64s:
+        """The places in sorted names at which the next one is the same."""
+        lengths = self.lengths
+        places: Int64s = np.flatnonzero(lengths[1:] == lengths[:-1])
+        depth = 0
+        while len(places) and depth < lengths[places].max():
+            places = places[self._words(places, depth) == self._words(places + 1, depth)]
+            depth += 8
+        return places
 
     def _words(self, indices: Int64s, depth: int) -> npt.NDArray[np.uint64]:
         """Eight bytes of each name from ``depth`` on, as numbers that compare as the bytes do."""

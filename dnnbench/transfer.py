@@ -12,8 +12,7 @@ from dnnbench.errors import DnnbenchError
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import NotFoundError
 from dnnbench.storage.fs import FsStorage
-from dnnbench.storage.open import open_storage
-from dnnbench.storage.s3 import S3Storage
+from dnnbench.storage.open import open_bucket, open_storage
 
 # key below the destination, size in bytes where it is known, and what makes or reads the content
 Item = tuple[str, int | None, Callable[[], bytes]]
@@ -140,8 +139,7 @@ def parse_place(text: str, config: Config) -> tuple[Storage, str]:
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         if not bucket:
             raise ConfigError(f"{text}: expected s3://BUCKET/PREFIX")
-        client = config.storage.s3.client_libs[0]
-        return S3Storage(bucket, config.storage.s3.aws.credentials, client), prefix.strip("/")
+        return open_bucket(config, bucket, config.storage.s3.client_libs[0]), prefix.strip("/")
     if text == "dss" or text.startswith("dss:"):
         prefix = text.removeprefix("dss").removeprefix(":")
         return open_storage(config, "dss"), prefix.strip("/")

@@ -81,8 +81,10 @@ class Listing:
         tally = self.storage.meter.take()
         listed = self._listed
         if listed is None or listed.hash() != self.catalog.hash():
+            found = f"{len(listed or ())} objects, and {len(self.catalog)} before"
             raise MeasurementError(
-                f"{self.storage.label}: the data set changed between two listings; measure one that nobody writes to"
+                f"{self.storage.label}: the data set changed between two listings ({found}), or one of them left out a "
+                "page; measure one that nobody writes to"
             )
         # What is no sample was listed too.
         return Round(len(listed) + listed.left_out.total(), tally, listed_bytes=listed.total_bytes)

@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -114,10 +115,16 @@ def test_joined_are_one_part_after_the_other(parts):
 
 
 @_chunked
-@given(st.lists(st.tuples(NAMES, st.integers(0, 3))))
-def test_the_order_is_that_of_the_bytes_and_then_of_the_ties(pairs):
-    order = Names.of([name for name, _ in pairs]).order(np.array([tie for _, tie in pairs]))
-    assert [pairs[i] for i in order] == sorted(pairs)
+@given(st.lists(NAMES))
+def test_the_order_is_that_of_the_bytes(names):
+    assert [names[i] for i in Names.of(names).order()] == sorted(names)
+
+
+@_chunked
+@given(st.lists(NAMES))
+def test_repeated_are_the_places_before_the_same_name(names):
+    names = sorted(names)
+    assert Names.of(names).repeated().tolist() == [i for i, (a, b) in enumerate(pairwise(names)) if a == b]
 
 
 def test_a_block_of_more_than_4_gib_has_longer_offsets():
@@ -258,7 +265,6 @@ def test_any_keys_are_packed_sorted_and_left_out_as_one_by_one(roses, tulips, ra
         ]
     for one in added:
         one.result()
-    catalog = builder.build()
     listed = [(group, name, size) for group, page in pages for name, size in page]
     reasons = [_why_left_out(name, size) for _, name, size in listed]
     expected = sorted(
@@ -266,6 +272,11 @@ def test_any_keys_are_packed_sorted_and_left_out_as_one_by_one(roses, tulips, ra
         for (group, name, size), reason in zip(listed, reasons, strict=True)
         if not reason
     )
+    if len({(group, name) for group, name, _ in expected}) < len(expected):
+        with pytest.raises(CatalogError, match="is listed twice"):
+            builder.build()
+        return
+    catalog = builder.build()
     assert catalog.left_out == Counter(filter(None, reasons))
     assert [
         (catalog.label(i), os.fsencode(catalog.relative_key(i)), catalog.size_bytes(i)) for i in range(len(catalog))

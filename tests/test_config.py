@@ -95,6 +95,10 @@ def load(tmp_path_factory):
     return read
 
 
+def _requests(text):
+    return f'{{"storage": {{"s3": {{"requests": {{{text}}}}}}}}}'
+
+
 def with_credentials(credentials, account="aws"):
     return json.dumps({"storage": {"s3": {account: {"credentials": credentials}}}})
 
@@ -187,6 +191,16 @@ def test_a_variable_that_is_not_set_names_its_place(load, monkeypatch):
         ('{"storage": {"s3": {"client_lib": 5}}}', r"storage\.s3\.client_lib: found the number 5, expected [^(]*$"),
         ('{"storage": {"s3": {"client_lib": []}}}', r"storage\.s3\.client_lib: "),
         ('{"framework": {"name": []}}', r"framework\.name: "),
+        (_requests('"read_timeout_s": 0'), r"requests\.read_timeout_s: found the number 0, expected greater than"),
+        (_requests('"total_timeout_s": Infinity'), r"requests\.total_timeout_s: found the number Infinity, expected"),
+        (_requests('"connect_timeout_s": "1s"'), r'requests\.connect_timeout_s: found the string "1s", expected'),
+        (_requests('"read_timeout_s": 61'), r"requests: expected read_timeout_s to be at most total_timeout_s \(60\)"),
+        (_requests('"max_attempts": 0'), r"requests\.max_attempts: found the number 0, expected greater than"),
+        (_requests('"max_attempts": 2.0'), r"requests\.max_attempts: found the number 2\.0, expected a valid integer$"),
+        (_requests('"back_off_s": -1'), r"requests\.back_off_s: found the number -1, expected greater than"),
+        (_requests('"retries": 3'), r"storage\.s3\.requests\.retries: unknown key"),
+        ('{"storage": {"s3": {"verify_tls": 0}}}', r"storage\.s3\.verify_tls: found the number 0, expected [^(]*$"),
+        ('{"storage": {"s3": {"verify_tls": ""}}}', r'storage\.s3\.verify_tls: found the string "", expected [^(]*$'),
         ('{"framework": {"name": "Torch"}}', r'framework\.name: found the string "Torch", expected [^(]*$'),
         ('{"execution": {"workers": 1, "workers": 2}}', r'c\.json: .*"workers" is there twice'),
         ('{\n  "model" {}}', r"c\.json:2:11: not valid JSON"),

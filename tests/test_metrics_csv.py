@@ -55,6 +55,13 @@ def test_a_benchmark_without_epochs_is_one_row_of_its_totals():
     assert (row["storage_label"], row["cache"], row["latency_p50_ms"], row["peak_memory_mib"]) == ("nfs1", "cold", 1, 1)
 
 
+@pytest.mark.parametrize("verify_tls", [True, False, "/etc/ca.pem"])
+def test_whether_certificates_were_verified_is_in_each_row(verify_tls):
+    written = rows("test_training[aws]", figures(LEARNED, settings={"verify_tls": verify_tls}))
+    assert [row["verify_tls"] for row in written] == [verify_tls] * 3
+    assert "verify_tls" not in rows("test_read[fs]", figures())[0]
+
+
 def test_a_listing_is_one_row_without_bytes_read():
     (row,) = rows("test_listing[fs]", figures(listed_bytes=7))
     assert not {"bytes", "mib_per_s", "latency_p50_ms"} & set(row)

@@ -1,6 +1,7 @@
 """The protocol of a storage, held against every storage and client. What is special to one has a test of its own."""
 
 import gc
+import itertools
 import os
 import pickle
 import socket
@@ -9,7 +10,7 @@ import uuid
 
 import pytest
 
-from dnnbench.config import S3Credentials
+from dnnbench.config import ConfigError, Requests, S3Credentials, expand_settings
 from dnnbench.storage import (
     CorruptError,
     DeniedError,
@@ -18,15 +19,17 @@ from dnnbench.storage import (
     StorageError,
     TransientError,
     UnreachableError,
-    s3_errors,
 )
-from dnnbench.storage.base import Entry, Meter
+from dnnbench.storage.base import Entry
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.fs import FsStorage
+from dnnbench.storage.open import open_storage
 from dnnbench.storage.s3 import CLIENTS, NOT_FORKED, S3Storage
 
 KINDS = ["fs-posix", *(f"{name}-{client}" for name in ("aws", "dss") for client in CLIENTS)]
 GETS = {"fs": "READ", "aws": "GET", "dss": "GET"}
+# Asked again without a pause.
+AT_ONCE = Requests(back_off_s=0)
 SIZES = {"fs": "STAT", "aws": "HEAD", "dss": "HEAD"}
 
 
@@ -268,6 +271,27 @@ def test_settings_name_no_secret(place):
     assert "dnnbench-secret" not in text
 
 
+def test_settings_say_what_was_in_force_alike_for_every_client(place):
+    storage, _ = place
+    if storage.name == "fs":
+        pytest.skip("files are asked for once")
+    told = storage.settings()
+    assert {key: told[key] for key in Requests.model_fields} == Requests().model_dump()
+    assert told["verify_tls"] is True
+
+
+@pytest.mark.parametrize("name", ["aws", "dss"])
+def test_a_storage_has_the_configurations_rules_and_takes_them_along(name, tmp_path):
+    (tmp_path / "ca.pem").touch()
+    text = [f"storage.s3.verify_tls={tmp_path}/ca.pem", "storage.s3.requests.max_attempts=7", "storage.s3.bucket=b"]
+    config = expand_settings({}, [*text, f"storage.s3.{name}.credentials.endpoint=http://127.0.0.1:9"])[0].config
+    storage = pickle.loads(pickle.dumps(open_storage(config, name)))  # noqa: S301 (our own bytes)
+    assert (storage.rules.max_attempts, storage.verify_tls) == (7, f"{tmp_path}/ca.pem")
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(ConfigError, match=r"verify_tls: .*ca\.pem: there is no such file"):
+        open_storage(config, name)
+
+
 def test_fs_follows_links_and_survives_a_loop(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(b"1")
@@ -312,7 +336,7 @@ def test_s3_a_refused_connection_is_unreachable(client):
         port = free.getsockname()[1]
     credentials = S3Credentials(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b")
     with pytest.raises(UnreachableError, match="no connection") as caught:
-        S3Storage("bucket", credentials, client).read("x")
+        S3Storage("bucket", credentials, client, rules=AT_ONCE).read("x")
     assert str(port) in str(caught.value)
 
 
@@ -335,62 +359,11 @@ def test_s3_retries_are_counted_where_no_answer_ever_comes(client):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     credentials = S3Credentials(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b")
-    storage = S3Storage("b", credentials, client)
+    storage = S3Storage("b", credentials, client, rules=AT_ONCE)
     with pytest.raises(UnreachableError):
         storage.read("x")
     tally = storage.meter.take()
     assert tally.requests["GET"] == tally.retries + 1 > 1
-
-
-@pytest.fixture
-def broken_server():
-    """A function (bytes) -> URL of a server that sends these bytes to whoever asks, and then says no more."""
-    running = []
-
-    def start(answer, then_close):
-        listener = socket.create_server(("127.0.0.1", 0))
-
-        def serve():
-            kept = []
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connection.recv(65536)
-                connection.sendall(answer)
-                if then_close:
-                    connection.close()
-                kept.append(connection)
-
-        threading.Thread(target=serve, daemon=True).start()
-        running.append(listener)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    yield start
-    for listener in running:
-        listener.close()
-
-
-HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500
-
-
-@pytest.mark.parametrize("client", CLIENTS)
-def test_s3_a_body_that_breaks_off_is_an_error_of_ours(broken_server, client):
-    url = broken_server(HALF, then_close=True)
-    storage = S3Storage("b", S3Credentials(endpoint=url, access_key="a", secret_key="b"), client)
-    with pytest.raises(TransientError) as caught:
-        storage.read("key")
-    assert "s3://b/key" in str(caught.value)
-    assert storage.meter.take().errors == 1
-
-
-def test_s3_a_body_that_stalls_is_an_error_of_ours(broken_server, monkeypatch):
-    monkeypatch.setattr("dnnbench.storage.s3_boto3.READ_TIMEOUT_S", 1)
-    url = broken_server(HALF, then_close=False)
-    storage = S3Storage("b", S3Credentials(endpoint=url, access_key="a", secret_key="b"))
-    with pytest.raises(UnreachableError, match=r"no answer .* within 1 s"):
-        storage.read("key")
 
 
 def test_s3_a_credential_that_no_request_can_carry_is_not_shown(monkeypatch):
@@ -418,11 +391,10 @@ def test_s3_a_credential_that_no_request_can_carry_is_not_shown(monkeypatch):
         (503, "SlowDown", StorageError),
     ],
 )
-def test_s3_answers_become_our_errors(answering_server, monkeypatch, status, code, error, client):
+def test_s3_answers_become_our_errors(answering_server, status, code, error, client):
     url = answering_server(status, f"<Error><Code>{code}</Code><Message>m</Message></Error>")
     credentials = S3Credentials(endpoint=url, access_key="AKIDEXAMPLE", secret_key="verysecret")
-    storage = S3Storage("bucket", credentials, client)
-    monkeypatch.setattr(s3_errors, "BACK_OFF_S", 0)
+    storage = S3Storage("bucket", credentials, client, rules=AT_ONCE)
     with pytest.raises(error) as caught:
         storage.read("k")
     assert "verysecret" not in str(caught.value)
@@ -460,7 +432,6 @@ def test_s3torchconnector_counts_the_parts_of_a_large_object(local_servers):
 def test_a_client_that_is_not_installed_is_named_with_its_install_line(monkeypatch, client):
     import sys
 
-    from dnnbench.config import ConfigError
     from dnnbench.storage.s3 import client_class
 
     monkeypatch.delitem(sys.modules, CLIENTS[client].partition(":")[0], raising=False)
@@ -479,8 +450,26 @@ def test_keys_come_from_the_aws_chain(local_servers, monkeypatch, client):
     assert storage.read("chain.bin") == b"abc"
 
 
+class Listed:
+    """In the place of a client: ``pages(start_after)`` are its listing's."""
+
+    server = None
+
+    def __init__(self, pages):
+        self._pages = pages
+
+    def pages(self, bucket, prefix, start_after):
+        return self._pages(start_after)
+
+
+def _listed(monkeypatch, pages):
+    """A storage whose listings are these."""
+    storage = S3Storage("b", S3Credentials(endpoint="http://127.0.0.1:9"), rules=AT_ONCE)
+    monkeypatch.setattr(storage, "_connect", lambda endpoint: Listed(pages))
+    return storage
+
+
 def test_a_listing_that_breaks_off_is_begun_anew_after_its_last_key(monkeypatch):
-    monkeypatch.setattr(s3_errors, "BACK_OFF_S", 0)
     keys, asked = [f"{i:03d}" for i in range(20)], []
 
     def pages(start_after):
@@ -491,20 +480,32 @@ def test_a_listing_that_breaks_off_is_begun_anew_after_its_last_key(monkeypatch)
                 raise TransientError("aws", "k/", "broke off")
             yield [Entry(key, 1) for key in later[start : start + 3]]
 
-    meter = Meter()
-    assert [entry.key for page in s3_errors.resumed(meter, pages, "") for entry in page] == keys
+    storage = _listed(monkeypatch, pages)
+    assert [entry.key for entry in storage.list("")] == keys
     assert asked == ["", "005", "011", "017"]
-    assert meter.take().retries == 3
+    assert storage.meter.take().retries == 3
 
 
 @pytest.mark.parametrize("pages", [[["b", "a"]], [["b"], ["a"]]])
-def test_a_listing_in_no_order_is_not_begun_anew(pages):
+def test_a_listing_in_no_order_is_not_begun_anew(monkeypatch, pages):
     def broken(start_after):
         yield from ([Entry(key, 1) for key in page] for page in pages)
         raise TransientError("aws", "k/", "broke off")
 
-    with pytest.raises(TransientError):
-        list(s3_errors.resumed(Meter(), broken, ""))
+    storage = _listed(monkeypatch, broken)
+    with pytest.raises(CorruptError, match="broke off, in a listing without order"):
+        list(storage.list(""))
+    assert storage.meter.take().retries == 0
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_listing_that_goes_round_in_circles_ends(monkeypatch, period):
+    def endless(start_after):
+        for number in itertools.count():
+            yield [Entry(f"{number % period}{letter}", 1) for letter in "ab"]
+
+    with pytest.raises(CorruptError, match="comes to the page from 0a to 0b again"):
+        list(_listed(monkeypatch, endless).list(""))
 
 
 def test_a_stream_gives_results_in_the_order_asked_for_and_holds_few():

@@ -8,7 +8,7 @@ from fixtures.table import _explain, layout, row
 FIGURES = {
     "storage": "aws", "client": "boto3", "what": "read c8", "swept": {}, "cache": "unknown", "objects_per_s": 1234.5,
     "mib_per_s": 12.34, "latency_p50_ms": 1.5, "latency_p99_ms": 123.4, "errors": 0, "retries": 0,
-    "catalog": {"left_out": {}}, "disturbed": None, "others_cpu_share": None,
+    "catalog": {"left_out": {}}, "settings": {}, "disturbed": None, "others_cpu_share": None,
 }  # fmt: skip
 SENTENCE = "decode limits, at 100 samples/s; without it compute would, at 2.0 times that; try first: sleep"
 LADDER = {"what": "torch ladder", "ladder": {"verdict": {"limit": "decode", "sentence": SENTENCE}}}
@@ -53,6 +53,18 @@ def test_a_mark_stands_at_the_end_of_the_line(figures, expected):
 
 def test_nothing_to_say_is_no_line():
     assert below({}, {"client_bound": False}, {"accelerator": EMULATED}) == []
+
+
+def test_requests_that_were_sent_again_are_told():
+    (line,) = below({"retries": 2}, {}, {"retries": 3})
+    assert line.startswith("retries: in 2 of 3 benchmarks requests were sent again (5 in all)")
+
+
+def test_certificates_that_were_not_verified_are_told_once_for_each_client():
+    unverified = {"settings": {"verify_tls": False}}
+    lines = below(unverified, unverified, unverified | {"client": "obstore"}, {"settings": {"verify_tls": True}})
+    assert [line.partition(":")[0] for line in lines] == ["aws (boto3)", "aws (obstore)"]
+    assert all("not verified" in line for line in lines)
 
 
 def test_readings_that_the_client_limits_are_counted_below():

@@ -1,13 +1,24 @@
 """The configuration file as typed models. `load_config` reads it; `Config` is the result."""
 
 from dnnbench.config.load import Variant, expand_settings, exposed_secrets, load_config, names_secret
-from dnnbench.config.model import Config, ConfigError, Execution, FsStorage, S3Credentials, S3Storage
+from dnnbench.config.model import (
+    DEFAULT_REQUESTS,
+    Config,
+    ConfigError,
+    Execution,
+    FsStorage,
+    Requests,
+    S3Credentials,
+    S3Storage,
+)
 
 __all__ = [
+    "DEFAULT_REQUESTS",
     "Config",
     "ConfigError",
     "Execution",
     "FsStorage",
+    "Requests",
     "S3Credentials",
     "S3Storage",
     "Variant",

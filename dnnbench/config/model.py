@@ -19,6 +19,8 @@ from dnnbench.errors import DnnbenchError
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonEmptyStr = Annotated[str, Field(min_length=1)]
+# From what a socket can be told to no more than a day.
+TimeoutS = Annotated[float, Field(ge=0.001, le=86_400, allow_inf_nan=False)]
 
 
 def _different_names(value: list[Any]) -> list[Any]:
@@ -97,16 +99,44 @@ class S3Account(Section):
     credentials: S3Credentials = S3Credentials()
 
 
+class Requests(Section):
+    """``storage.s3.requests``: how long an answer is waited for and how often it is asked for, with every client.
+
+    ``connect_timeout_s``: making a connection; ``read_timeout_s``: the longest silence before an answer or within it;
+    ``total_timeout_s``: an operation with all of its attempts and pauses (of a listing: each page). ``back_off_s`` is
+    the longest first pause, of which a random part is kept; it doubles with each pause.
+    """
+
+    connect_timeout_s: TimeoutS = 1.0
+    read_timeout_s: TimeoutS = 10.0
+    total_timeout_s: TimeoutS = 60.0
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    back_off_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _total_is_longest(self) -> Requests:
+        for name in ("connect_timeout_s", "read_timeout_s"):
+            if getattr(self, name) > self.total_timeout_s:
+                raise ValueError(f"{name} to be at most total_timeout_s ({self.total_timeout_s:g})")
+        return self
+
+
+DEFAULT_REQUESTS = Requests()
+
+
 class S3Storage(Section):
     """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries.
 
-    ``list_ranges``: whether a long prefix is listed in several key ranges at once.
+    ``list_ranges``: whether a long prefix is listed in several key ranges at once. ``verify_tls``: whether a server
+    must show a certificate that is trusted, or the file (PEM) of those that are.
     """
 
     bucket: str | None = None
     prefix: list[str] = [""]
     client_lib: NonEmptyStr | Names = "boto3"
     list_ranges: bool = True
+    requests: Requests = DEFAULT_REQUESTS
+    verify_tls: bool | NonEmptyStr = True
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()
 

@@ -27,7 +27,7 @@ OF_SERVER = b""
 # What is read, and what it is held against: key, size in bytes, SHA-256 or `OF_SERVER`; None for what it is not.
 Item = tuple[str, int | None] | tuple[str, int | None, bytes | None]
 # What belongs to one process and never travels to another.
-_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers")
+_OF_PROCESS = ("_meter", "_lock", "_pid", "_clients", "_down", "_is_open", "_readers", "_watchdog")
 
 
 class Entry(NamedTuple):
@@ -92,9 +92,9 @@ class Meter:
         with self._lock:
             self._tally.requests[verb] += count
 
-    def retry(self) -> None:
+    def retry(self, count: int = 1) -> None:
         with self._lock:
-            self._tally.retries += 1
+            self._tally.retries += count
 
     def error(self) -> None:
         with self._lock:

@@ -8,28 +8,23 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from dnnbench.config import S3Credentials
-from dnnbench.storage.base import Entry, Storage
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
+from dnnbench.storage.base import Entry
 from dnnbench.storage.dss_placement import place
-from dnnbench.storage.errors import MisconfiguredError, NotFoundError, TransientError, UnreachableError
+from dnnbench.storage.errors import MisconfiguredError, NotFoundError
 from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
-from dnnbench.storage.s3 import ONE_CORE, VERIFYING, S3Client, check_client, client_class, listers
+from dnnbench.storage.s3 import EndpointStorage, client_class, listers
 
 DISCOVERY_BUCKET = "dss"
 DISCOVERY_KEY = "conf.json"
-# How long an endpoint that failed is asked last.
-DOWN_S = 30.0
-
-T = TypeVar("T")
 
 
 class _Endpoint(BaseModel):
@@ -65,7 +60,7 @@ class Cluster:
     endpoints: tuple[str, ...]
 
 
-class DssStorage(Storage):
+class DssStorage(EndpointStorage):
     """The name space of a DSS, without its buckets. An endpoint without ``conf.json`` is plain S3 with ``bucket``."""
 
     name = "dss"
@@ -76,13 +71,12 @@ class DssStorage(Storage):
         bucket: str | None = None,
         client: str = "boto3",
         list_ranges: bool = True,
+        rules: Requests = DEFAULT_REQUESTS,
+        verify_tls: bool | str = True,
     ) -> None:
-        check_client(client)
-        super().__init__()
-        self._list_ranges = list_ranges
-        self.client, self.bucket, self.credentials = client, bucket, credentials
-        self.one_core, self.verifies = client in ONE_CORE, client in VERIFYING
+        self.bucket = bucket
         self._known: tuple[Cluster, ...] = ()
+        super().__init__(credentials, client, list_ranges, rules, verify_tls)
         if credentials.endpoint is None and "DSS_CONFIG_FILE" not in os.environ:
             raise MisconfiguredError(self.label, "storage.s3.dss.credentials.endpoint", "is not set")
 
@@ -111,7 +105,7 @@ class DssStorage(Storage):
         endpoint = str(self.credentials.endpoint)
         where = f"{endpoint}/{DISCOVERY_BUCKET}/{DISCOVERY_KEY}"
         try:
-            data = bytes(self._connect(endpoint).get(DISCOVERY_BUCKET, DISCOVERY_KEY))
+            data = bytes(self._ask([endpoint], lambda client: client.get(DISCOVERY_BUCKET, DISCOVERY_KEY)))
         except NotFoundError:
             if not self.bucket:
                 problem = "there is none, so this is a plain S3 server, and storage.s3.bucket is not set"
@@ -157,62 +151,22 @@ class DssStorage(Storage):
             for endpoint in cluster.endpoints:
                 self._connect(endpoint).open(cluster.bucket)
 
-    def _connect(self, endpoint: str) -> S3Client:
-        def build() -> S3Client:
-            credentials = self.credentials.model_copy(update={"endpoint": endpoint})
-            built: S3Client = client_class(self.client)(credentials, self._meter, self.label)
-            return built
-
-        client: S3Client = self._client_of(endpoint, build)
-        return client
-
-    def _ask(self, endpoints: Sequence[str], request: Callable[[S3Client], T]) -> T:
-        """The answer of the first endpoint that gives one."""
-        for endpoint, more in self._in_turn(endpoints):
-            try:
-                return request(self._connect(endpoint))
-            except TransientError as exc:
-                self._note_failure(endpoint, exc, more)
-        raise MisconfiguredError(self.label, "conf.json", "a cluster without endpoints")
-
-    def _in_turn(self, endpoints: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """(endpoint, whether there are more) in the order in which to ask; those that failed of late come last."""
-        now = time.monotonic()
-        order = sorted(endpoints, key=lambda endpoint: self._down.get(endpoint, 0.0) > now)
-        return ((endpoint, i < len(order) - 1) for i, endpoint in enumerate(order))
-
-    def _note_failure(self, endpoint: str, error: TransientError, more: bool) -> None:
-        """Raises the error where there are no more endpoints to ask; otherwise the next one is a retry."""
-        if isinstance(error, UnreachableError):
-            self._down[endpoint] = time.monotonic() + DOWN_S
-        if not more:
-            raise error
-        self.meter.retry()
-
     def _list(self, prefix: str) -> Iterator[Entry]:
-        return merged([itertools.chain.from_iterable(self._pages(c, prefix)) for c in self.clusters])
+        pages = [self._pages(cluster.endpoints, cluster.bucket, prefix) for cluster in self.clusters]
+        return merged([itertools.chain.from_iterable(of_cluster) for of_cluster in pages])
 
     def _list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
         if not (self._list_ranges and client_class(self.client).begins_after):
             yield from super()._list_many(prefixes, workers)
             return
         clusters = self.clusters
-        sources = [(prefix, partial(self._pages, cluster, prefix)) for prefix in prefixes for cluster in clusters]
+        sources = [
+            (prefix, partial(self._pages, cluster.endpoints, cluster.bucket, prefix))
+            for prefix in prefixes
+            for cluster in clusters
+        ]
         for number, page in list_in_ranges(sources, listers(workers, len(sources), self.one_core)):
             yield number // len(clusters), page
-
-    def _pages(self, cluster: Cluster, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
-        """One cluster's part of a listing; the next endpoint goes on where one broke off."""
-        for endpoint, more in self._in_turn(cluster.endpoints):
-            try:
-                for page in self._connect(endpoint).pages(cluster.bucket, prefix, start_after):
-                    yield page
-                    if page:
-                        start_after = page[-1].key
-            except TransientError as exc:
-                self._note_failure(endpoint, exc, more)
-            else:
-                return
 
     def _size(self, key: str) -> int:
         cluster, endpoints = self.locate(key)
@@ -240,5 +194,5 @@ class DssStorage(Storage):
             "endpoint": self.credentials.endpoint,
             "clusters": [{"id": c.id, "endpoints": list(c.endpoints)} for c in self.clusters],
             "server": ", ".join(sorted(servers)) or None,
-            **client_class(self.client).settings(),
+            **self._in_force(),
         }

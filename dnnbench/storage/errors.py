@@ -21,6 +21,11 @@ class StorageError(DnnbenchError):
         super().__init__(storage, str(key), problem)
         self.storage, self.key, self.problem = storage, str(key), problem
 
+    def reword(self, problem: str) -> None:
+        """Says more of what is wrong."""
+        self.problem = problem
+        self.args = (self.storage, self.key, problem)
+
     def __str__(self) -> str:
         return f"{self.storage}: {_printable(self.key)}: {_printable(self.problem)}"
 
@@ -39,7 +44,15 @@ class DeniedError(StorageError):
 
 
 class TransientError(StorageError):
-    """Throttled, timed out or a server's error, after all retries."""
+    """Throttled, timed out or a server's error, after all retries.
+
+    ``attempts``: how many the client library has made by itself. ``broke_off``: whether a connection was closed on it.
+    ``retry_after_s``: the pause that the server asked for, where the library tells of it.
+    """
+
+    attempts = 1
+    broke_off = False
+    retry_after_s = 0.0
 
 
 class UnreachableError(TransientError):

@@ -27,10 +27,27 @@ def open_storage(config: Config, name: str, client: str | None = None) -> Storag
     if name == "aws":
         if not s3.bucket:
             raise ConfigError('storage.s3.bucket: is not set, and the storage "aws" needs it')
-        return S3Storage(s3.bucket, s3.aws.credentials, client, s3.list_ranges)
+        return open_bucket(config, s3.bucket, client)
     if name == "dss":
-        return DssStorage(s3.dss.credentials, s3.bucket, client, s3.list_ranges)
+        return DssStorage(s3.dss.credentials, s3.bucket, client, s3.list_ranges, s3.requests, _verify_tls(config))
     raise ConfigError(f'found the storage "{name}", expected one of {", ".join(NAMES)}')
+
+
+def open_bucket(config: Config, bucket: str, client: str) -> Storage:
+    """Any bucket of the configured account. No request is sent yet. Raises `ConfigError`."""
+    s3 = config.storage.s3
+    return S3Storage(bucket, s3.aws.credentials, client, s3.list_ranges, s3.requests, _verify_tls(config))
+
+
+def _verify_tls(config: Config) -> bool | str:
+    """Whether, or by which file of trusted certificates, servers are verified."""
+    verify_tls = config.storage.s3.verify_tls
+    if isinstance(verify_tls, bool):
+        return verify_tls
+    path = os.path.abspath(os.path.expanduser(verify_tls))
+    if not os.path.isfile(path):
+        raise ConfigError(f"storage.s3.verify_tls: {path}: there is no such file; expected true, false or a PEM file")
+    return path
 
 
 def sources_of(config: Config, name: str) -> list[str]:

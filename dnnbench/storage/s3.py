@@ -1,16 +1,21 @@
-"""One bucket on one S3 endpoint (AWS or any other), through any of the client libraries."""
+"""Objects behind S3 endpoints, asked for in turn and again; and one bucket on one endpoint (AWS or any other)."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from dnnbench.config import ConfigError, S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, ConfigError, Requests, S3Credentials
+from dnnbench.storage import s3_errors, watchdog
+from dnnbench.storage.attempts import Attempts
 from dnnbench.storage.base import Entry, Storage
+from dnnbench.storage.errors import CorruptError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
 
 # A client library's name -> the file that imports it, and its class there.
@@ -25,12 +30,21 @@ NOT_FORKED = ("obstore",)
 VERIFYING = ("boto3",)
 # Those that are written in Python.
 ONE_CORE = ("boto3",)
+# Those that take no time-outs, and so are watched.
+UNTIMED = ("s3torchconnector",)
 # How the name of a bucket ends whose keys AWS lists in no order.
 UNORDERED = "--x-s3"
+# How long an endpoint that failed is asked last.
+DOWN_S = 30.0
+
+AWS = "AWS"
+# An endpoint's URL; None is AWS.
+Endpoint = str | None
+T = TypeVar("T")
 
 
 class S3Client(Protocol):
-    """What a client library's file provides: requests to one endpoint, counted in the given meter."""
+    """What a client library's file provides: requests to one endpoint, one attempt each, counted in the given meter."""
 
     server: str | None
     # Whether a listing can begin after any key.
@@ -70,63 +84,178 @@ def check_client(name: str) -> None:
         raise ConfigError(f'storage.s3.client_lib: found "{name}", expected one of {", ".join(CLIENTS)}{hint}')
 
 
-class S3Storage(Storage):
+class EndpointStorage(Storage):
+    """Objects behind endpoints, of which any will do, through one client library.
+
+    ``rules`` and ``verify_tls`` are the configuration's ``storage.s3.requests`` and ``storage.s3.verify_tls``.
+    """
+
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        client: str,
+        list_ranges: bool,
+        rules: Requests,
+        verify_tls: bool | str,
+    ) -> None:
+        check_client(client)
+        self.client, self.credentials, self.rules, self.verify_tls = client, credentials, rules, verify_tls
+        self.one_core, self.verifies = client in ONE_CORE, client in VERIFYING
+        self._list_ranges = list_ranges
+        super().__init__()
+
+    def _enter_process(self, new: bool = False) -> None:
+        if new or self._pid != os.getpid():
+            self._watchdog = watchdog.Watchdog(self.rules, silence=self.client in UNTIMED)
+        super()._enter_process(new)
+
+    def _connect(self, endpoint: Endpoint) -> S3Client:
+        """This process's client of an endpoint, built on first use."""
+
+        def build() -> S3Client:
+            credentials = self.credentials.model_copy(update={"endpoint": endpoint})
+            built: S3Client = client_class(self.client)(
+                credentials, self._meter, self.label, self.rules, self.verify_tls
+            )
+            self._watchdog.add(endpoint)
+            return built
+
+        client: S3Client = self._client_of(endpoint or AWS, build)
+        return client
+
+    def _ask(self, endpoints: Sequence[Endpoint], request: Callable[[S3Client], T]) -> T:
+        """The answer of the first attempt that brings one; see `Attempts`."""
+        # The way of every read: what it costs is added to each object of a fast storage.
+        watching, attempts, begun_s = self._watchdog, None, None
+        order = self._in_turn(endpoints) if self._down else endpoints
+        endpoint = order[0]
+        while True:
+            try:
+                client = self._clients.get(endpoint or AWS) or self._connect(endpoint)
+                begun_s = watching.begin(begun_s)
+                try:
+                    return request(client)
+                finally:
+                    watching.end()
+            except TransientError as exc:
+                error = self._noted(exc, endpoint)
+            attempts = attempts or Attempts(self.rules, self._meter, order, begun_s or time.monotonic())
+            endpoint = attempts.next(error)
+
+    def _pages(
+        self, endpoints: Sequence[Endpoint], bucket: str, prefix: str, start_after: str = ""
+    ) -> Iterator[Sequence[Entry]]:
+        """A listing, page by page; one that breaks off goes on after its last key, each page with attempts of its own.
+
+        Keys that do not come in order say nothing of what has come: then the error is raised.
+        """
+        pages: Iterator[Sequence[Entry]] | None = None
+        in_order, seen = True, set()
+
+        def next_page(client: S3Client) -> Sequence[Entry] | None:
+            nonlocal pages
+            try:
+                if pages is None:
+                    pages = client.pages(bucket, prefix, start_after)
+                return next(pages, None)
+            except TransientError as exc:
+                pages = None
+                if not in_order:
+                    problem = f"{exc.problem}, in a listing without order, which cannot go on"
+                    raise CorruptError(self.label, exc.key, problem) from exc
+                raise
+
+        while (page := self._ask(endpoints, next_page)) is not None:
+            if page:
+                first, last = page[0].key, page[-1].key
+                # A hash is shorter than two keys, and a listing may have millions of pages.
+                if (ends := hash((first, last))) in seen:
+                    problem = f"the listing comes to the page from {first} to {last} again; its pages cannot be trusted"
+                    raise CorruptError(self.label, f"s3://{bucket}/{prefix}", problem)
+                seen.add(ends)
+                in_order = in_order and start_after < first <= last
+                start_after = last
+            yield page
+
+    def _in_turn(self, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """In the order in which to ask; those that failed of late come last."""
+        now = time.monotonic()
+        return sorted(endpoints, key=lambda endpoint: self._down.get(endpoint or AWS, 0.0) > now)
+
+    def _noted(self, error: TransientError, endpoint: Endpoint) -> TransientError:
+        cut = self._watchdog.cut()
+        if cut and error.broke_off:
+            told = self._cut_off(cut, error.key, endpoint)
+            told.attempts, told.__cause__ = error.attempts, error
+            error = told
+        if isinstance(error, UnreachableError):
+            self._down[endpoint or AWS] = time.monotonic() + DOWN_S
+        return error
+
+    def _cut_off(self, cut: str, key: str, endpoint: Endpoint) -> UnreachableError:
+        if cut == watchdog.CONNECT:
+            return s3_errors.unreachable(self.label, key, endpoint, f"within {self.rules.connect_timeout_s:g} s")
+        return s3_errors.no_answer(self.label, key, endpoint, self.rules.read_timeout_s)
+
+    def _in_force(self) -> dict[str, Any]:
+        """What the record says alike for every client."""
+        library = client_class(self.client).settings()
+        return {**library, **self.rules.model_dump(), "verify_tls": self.verify_tls}
+
+
+class S3Storage(EndpointStorage):
     """A bucket; a key is an object's key in it."""
 
     name = "aws"
 
     def __init__(
-        self, bucket: str, credentials: S3Credentials, client: str = "boto3", list_ranges: bool = True
+        self,
+        bucket: str,
+        credentials: S3Credentials,
+        client: str = "boto3",
+        list_ranges: bool = True,
+        rules: Requests = DEFAULT_REQUESTS,
+        verify_tls: bool | str = True,
     ) -> None:
-        check_client(client)
-        super().__init__()
-        self._list_ranges = list_ranges and not bucket.endswith(UNORDERED)
-        self.client, self.bucket, self.credentials = client, bucket, credentials
-        self.one_core, self.verifies = client in ONE_CORE, client in VERIFYING
+        self.bucket = bucket
+        self._endpoints = (credentials.endpoint,)
+        super().__init__(credentials, client, list_ranges and not bucket.endswith(UNORDERED), rules, verify_tls)
 
     def connection(self) -> S3Client:
         """This process's client, built on first use."""
-        client: S3Client = self._client_of(
-            "s3", lambda: client_class(self.client)(self.credentials, self._meter, self.label)
-        )
-        return client
+        return self._connect(self.credentials.endpoint)
 
     def _open(self) -> None:
         self.connection().open(self.bucket)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
-        return itertools.chain.from_iterable(self.connection().pages(self.bucket, prefix))
+        return itertools.chain.from_iterable(self._pages(self._endpoints, self.bucket, prefix))
 
     def _list_many(self, prefixes: Sequence[str], workers: int) -> Iterator[tuple[int, Sequence[Entry]]]:
-        client = self.connection()
-        if not (self._list_ranges and client.begins_after):
+        if not (self._list_ranges and self.connection().begins_after):
             return super()._list_many(prefixes, workers)
-        sources = [(prefix, partial(client.pages, self.bucket, prefix)) for prefix in prefixes]
+        sources = [(prefix, partial(self._pages, self._endpoints, self.bucket, prefix)) for prefix in prefixes]
         return list_in_ranges(sources, listers(workers, len(sources), self.one_core))
 
     def _size(self, key: str) -> int:
-        return self.connection().size(self.bucket, key)
+        return self._ask(self._endpoints, lambda client: client.size(self.bucket, key))
 
     def _read(self, key: str, size_bytes: int | None) -> Any:
-        return self.connection().get(self.bucket, key, size_bytes)
+        return self._ask(self._endpoints, lambda client: client.get(self.bucket, key, size_bytes))
 
     def _read_verified(self, key: str, size_bytes: int | None) -> Any:
-        return self.connection().get_verified(self.bucket, key, size_bytes)
+        return self._ask(self._endpoints, lambda client: client.get_verified(self.bucket, key, size_bytes))
 
     def _read_range(self, key: str, start: int, end: int) -> Any:
-        return self.connection().get_range(self.bucket, key, start, end)
+        return self._ask(self._endpoints, lambda client: client.get_range(self.bucket, key, start, end))
 
     def _write(self, key: str, data: bytes) -> None:
-        self.connection().put(self.bucket, key, data)
+        self._ask(self._endpoints, lambda client: client.put(self.bucket, key, data))
 
     def settings(self) -> dict[str, Any]:
-        client = self.connection()
-        return {
-            "endpoint": self.credentials.endpoint or "AWS",
-            "bucket": self.bucket,
-            "server": client.server,
-            **client.settings(),
-        }
+        server = self.connection().server
+        endpoint = self.credentials.endpoint or "AWS"
+        return {"endpoint": endpoint, "bucket": self.bucket, "server": server, **self._in_force()}
 
 
 def listers(workers: int, sources: int, one_core: bool) -> int:

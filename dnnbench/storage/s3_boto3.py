@@ -19,25 +19,24 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionClosedError,
+    ConnectionError,
     ConnectTimeoutError,
-    EndpointConnectionError,
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    PaginationError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
-    SSLError,
 )
 from botocore.httpchecksum import StreamingChecksumBody
 
-from dnnbench.config import S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
-from dnnbench.storage.s3_errors import CONNECT_TIMEOUT_S, MAX_ATTEMPTS, READ_TIMEOUT_S
 
 MAX_CONNECTIONS = 64
 # What these say of each request holds keys, tokens and signatures.
@@ -50,8 +49,15 @@ class Boto3Client:
 
     begins_after = True
 
-    def __init__(self, credentials: S3Credentials, meter: Meter, label: str, attempts: int = MAX_ATTEMPTS) -> None:
-        self._label, self._meter = label, meter
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        meter: Meter,
+        label: str,
+        rules: Requests = DEFAULT_REQUESTS,
+        verify_tls: bool | str = True,
+    ) -> None:
+        self._label, self._meter, self._rules = label, meter, rules
         self.endpoint = credentials.endpoint
         self.server: str | None = None
         with self._errors(self.endpoint or "AWS"):
@@ -66,7 +72,9 @@ class Boto3Client:
                 aws_access_key_id=_reveal(credentials.access_key),
                 aws_secret_access_key=_reveal(credentials.secret_key),
                 aws_session_token=_reveal(credentials.session_token),
-                config=_boto_config(credentials.endpoint is not None, signed, attempts),
+                # Where it is true the AWS chain may name a file.
+                verify=None if verify_tls is True else verify_tls,
+                config=_boto_config(credentials.endpoint is not None, signed, rules),
             )
         self._call = threading.local()
         events = self._client.meta.events
@@ -142,19 +150,16 @@ class Boto3Client:
         return {
             "boto3": boto3.__version__,
             "botocore": botocore.__version__,
-            "connect_timeout_s": CONNECT_TIMEOUT_S,
-            "read_timeout_s": READ_TIMEOUT_S,
-            "max_attempts": MAX_ATTEMPTS,
             "max_connections": MAX_CONNECTIONS,
         }
 
     def _begin_call(self, **_: Any) -> None:
-        self._call.attempts = 0
+        self._call.requests = 0
 
     def _count(self, request: Any, **_: Any) -> None:
-        # Told of every attempt, in the calling thread: retries are counted also where no answer ever comes.
-        self._call.attempts += 1
-        if self._call.attempts > 1:
+        # Told of every request in the calling thread. Again in one call: the library has found the bucket elsewhere.
+        self._call.requests += 1
+        if self._call.requests > 1:
             self._meter.retry()
         verb = request.method
         if verb == "GET" and "list-type=2" in request.url:
@@ -173,31 +178,46 @@ class Boto3Client:
             raise
         except ClientError as exc:
             raise self._from_response(key, exc) from exc
-        except (EndpointConnectionError, ConnectTimeoutError, ConnectionClosedError, SSLError) as exc:
-            raise s3_errors.unreachable(self._label, key, self.endpoint, type(exc).__name__) from exc
-        except ReadTimeoutError as exc:
-            raise s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S) from exc
         except FlexibleChecksumError as exc:
             problem = "the content differs from the checksum that the server has of it; write the object again"
             raise CorruptError(self._label, key, problem) from exc
-        except (IncompleteReadError, ResponseStreamingError) as exc:
-            raise TransientError(self._label, key, f"the answer broke off ({exc})") from exc
-        except HTTPClientError as exc:
+        except ConnectionError as exc:
+            raise self._from_connecting(key, exc) from exc
+        except (HTTPClientError, IncompleteReadError) as exc:
             if "Invalid header value" in str(exc):
                 # Its text shows the value, which is a credential.
                 problem = "a credential holds a line break, or another character that no request can carry"
                 raise MisconfiguredError(self._label, key, problem) from None
-            raise TransientError(self._label, key, f"{type(exc).__name__}: {exc}") from exc
+            raise self._from_connection(key, exc) from exc
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as exc:
             problem = f"no credentials ({exc}); set storage.s3…credentials or the AWS environment"
             raise DeniedError(self._label, key, problem) from exc
+        except PaginationError as exc:
+            raise CorruptError(self._label, key, f"the listing's pages cannot be trusted ({exc})") from exc
         except (BotoCoreError, ValueError) as exc:
             raise MisconfiguredError(self._label, key, " ".join(str(exc).split())) from exc
+
+    def _from_connecting(self, key: str, exc: Exception) -> StorageError:
+        if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            return s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc)))
+        why = type(exc).__name__
+        if isinstance(exc, ConnectTimeoutError):
+            why = f"within {self._rules.connect_timeout_s:g} s"
+        return s3_errors.unreachable(self._label, key, self.endpoint, why)
+
+    def _from_connection(self, key: str, exc: Exception) -> StorageError:
+        if isinstance(exc, ReadTimeoutError):
+            return s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s)
+        if isinstance(exc, ConnectionClosedError | IncompleteReadError | ResponseStreamingError):
+            return s3_errors.broken_off(self._label, key, self.endpoint, type(exc).__name__)
+        return TransientError(self._label, key, f"{type(exc).__name__}: {' '.join(str(exc).split())}")
 
     def _from_response(self, key: str, exc: ClientError) -> StorageError:
         code = exc.response.get("Error", {}).get("Code", "")
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return s3_errors.from_answer(self._label, key, status, code, exc.operation_name.startswith("List"))
+        retry_after = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after")
+        listing = exc.operation_name.startswith("List")
+        return s3_errors.from_answer(self._label, key, status, code, listing, retry_after)
 
 
 @functools.lru_cache
@@ -231,11 +251,12 @@ def aws_chain(credentials: S3Credentials, label: str) -> tuple[str | None, Calla
     return session.region_name, current if found is not None else None
 
 
-def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
+def _boto_config(own_endpoint: bool, signed: bool, rules: Requests) -> BotoConfig:
     return BotoConfig(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=rules.connect_timeout_s,
+        read_timeout=rules.read_timeout_s,
+        # Asked again by `Attempts`.
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=MAX_CONNECTIONS,
         user_agent_extra="dnnbench",
         # Servers that are not AWS seldom have a name per bucket.
@@ -245,6 +266,11 @@ def _boto_config(own_endpoint: bool, signed: bool, attempts: int) -> BotoConfig:
         response_checksum_validation="when_required",
         signature_version=None if signed else UNSIGNED,
     )
+
+
+def _why_untrusted(text: str) -> str:
+    """What OpenSSL has against a certificate, of its error's text."""
+    return text.partition("verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
 
 
 def _reveal(secret: Any) -> str | None:

@@ -1,20 +1,17 @@
-"""What an S3 server's answer means, whatever client library received it; and trying again, where the library does not.
-
-boto3 counts and repeats its attempts itself. The others do so unseen, so they are told to make one, and
-`attempts` repeats it: every request is counted, and a retry means the same for every client.
-"""
+"""What an S3 server's answer means, whatever client library received it."""
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import (
+    CorruptError,
     DeniedError,
     MisconfiguredError,
     NotFoundError,
@@ -23,17 +20,12 @@ from dnnbench.storage.errors import (
     UnreachableError,
 )
 
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 60
-MAX_ATTEMPTS = 3
-# The longest pause before the next attempt is a random part of this, doubled with each.
-BACK_OFF_S = 1.0
-
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _DENIED = {
-    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
-    "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
+    "AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken",
+    "RequestTimeTooSkewed", "AllAccessDisabled", "401", "Unauthorized",
 }  # fmt: skip
+_EXPIRED = {"ExpiredToken", "TokenRefreshRequired"}
 _TRANSIENT = {
     "SlowDown",
     "Throttling",
@@ -47,19 +39,36 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 T = TypeVar("T")
 
 
-def from_answer(label: str, key: str, status: int, code: str, listing: bool = False) -> StorageError:
-    """The error that an answer with this HTTP status and S3 error code (or "") stands for."""
-    if code == "NoSuchBucket":
-        return NotFoundError(label, key, "there is no such bucket; check storage.s3.bucket and the endpoint")
-    if (code in _NOT_FOUND or status == 404) and listing:
-        return NotFoundError(label, key, f"the server answered {status} {code}; is it an S3 server?")
+def from_answer(
+    label: str, key: str, status: int, code: str, listing: bool = False, retry_after: str | None = None
+) -> StorageError:
+    """The error that an answer with this HTTP status, S3 error code (or "") and ``Retry-After`` stands for."""
+    answer = f"{status} {code}".strip()
     if code in _NOT_FOUND or status == 404:
-        return NotFoundError(label, key, "there is no such object; was it deleted after it was listed?")
+        return NotFoundError(label, key, _not_found(code, answer, listing))
+    if code in _EXPIRED:
+        return DeniedError(label, key, f"the credentials have expired ({code}); renew them")
     if code in _DENIED or status in (401, 403):
         return DeniedError(label, key, f"access denied ({code or status}); check the credentials and their rights")
     if code in _TRANSIENT or status >= 500 or status == 429:
-        return TransientError(label, key, f"the server answered {status} {code} to every attempt")
-    return MisconfiguredError(label, key, f"the server answered {status} {code}")
+        error = TransientError(label, key, f"the server answered {answer}")
+        error.retry_after_s = _seconds(retry_after)
+        return error
+    if status == 412:
+        return CorruptError(label, key, "the object changed while it was read; list again")
+    return redirected(label, key, answer) if 300 <= status < 400 else _unknown(label, key, answer)
+
+
+def _not_found(code: str, answer: str, listing: bool) -> str:
+    if code == "NoSuchBucket":
+        return "there is no such bucket; check storage.s3.bucket and the endpoint"
+    if listing:
+        return f"the server answered {answer}; is it an S3 server?"
+    return "there is no such object; was it deleted after it was listed?"
+
+
+def _unknown(label: str, key: str, answer: str) -> MisconfiguredError:
+    return MisconfiguredError(label, key, f"the server answered {answer}")
 
 
 def unreachable(label: str, key: str, endpoint: str | None, why: str) -> UnreachableError:
@@ -70,8 +79,40 @@ def unreachable(label: str, key: str, endpoint: str | None, why: str) -> Unreach
 
 def no_answer(label: str, key: str, endpoint: str | None, timeout_s: float) -> UnreachableError:
     """No answer came in time."""
-    problem = f"no answer from {endpoint or 'AWS'} within {timeout_s} s; is the endpoint up?"
+    problem = f"no answer from {endpoint or 'AWS'} within {timeout_s:g} s; is the endpoint up?"
     return UnreachableError(label, key, problem)
+
+
+def broken_off(label: str, key: str, endpoint: str | None, why: str) -> TransientError:
+    """The connection was closed before the answer, or within it."""
+    error = TransientError(label, key, f"the answer of {endpoint or 'AWS'} broke off ({why})")
+    error.broke_off = True
+    return error
+
+
+def redirected(label: str, key: str, status: str) -> MisconfiguredError:
+    """What is asked for is said to be elsewhere."""
+    problem = f"the server redirects to another place ({status}); check the endpoint and region_name"
+    return MisconfiguredError(label, key, problem)
+
+
+def untrusted(label: str, key: str, endpoint: str | None, why: str) -> MisconfiguredError:
+    """The server's certificate is none that is trusted."""
+    problem = (
+        f"the certificate of {endpoint or 'AWS'} cannot be verified ({why}); storage.s3.verify_tls takes its CA's file"
+    )
+    return MisconfiguredError(label, key, problem)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """The pause that a ``Retry-After`` header asks for, in seconds or until a date."""
+    text = (retry_after or "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def code_in(body: str) -> str:
@@ -80,59 +121,12 @@ def code_in(body: str) -> str:
     return found[1] if found else ""
 
 
-def attempts(meter: Meter, verb: str, request: Callable[[], T], requests: int = 1, failed: int = 0) -> T:
-    """The answer of ``request``, made up to `MAX_ATTEMPTS` times; each is counted as ``requests`` of ``verb``.
-
-    ``failed`` attempts have been made, and counted, before.
-    """
-    for number in range(failed, MAX_ATTEMPTS):
-        if number:
-            _back_off(meter, number)
-        meter.request(verb, requests)
-        try:
-            return request()
-        except TransientError:
-            if number + 1 == MAX_ATTEMPTS:
-                raise
-    raise AssertionError("more attempts have failed than are made")
-
-
-def resumed(
-    meter: Meter, pages: Callable[[str], Iterator[Sequence[Entry]]], start_after: str
-) -> Iterator[Sequence[Entry]]:
-    """The pages of a listing; where one breaks off, it is begun anew after the last key, `MAX_ATTEMPTS` times a page.
-
-    Keys that do not come in order say nothing of what has come: then the error is raised.
-    """
-    failed, in_order = 0, True
-    while True:
-        try:
-            for page in pages(start_after):
-                yield page
-                failed = 0
-                if page:
-                    in_order = in_order and page[0].key > start_after and page[-1].key >= page[0].key
-                    start_after = page[-1].key
-        except TransientError:
-            failed += 1
-            if failed == MAX_ATTEMPTS or not in_order:
-                raise
-            _back_off(meter, failed)
-        else:
-            return
-
-
-def _back_off(meter: Meter, failed: int) -> None:
-    meter.retry()
-    time.sleep(random.random() * BACK_OFF_S * 2 ** (failed - 1))
-
-
 class PastTheEndError(NotFoundError):
     """A range begins behind the object's end."""
 
 
-class OneAttemptClient(ABC):
-    """A client whose library repeats and counts nothing that we could see: told to make one attempt, it is asked again.
+class UncountedClient(ABC):
+    """A client whose library tells of neither its requests nor their headers: what it is asked for is counted here.
 
     ``label`` names the storage in errors; every request is counted in ``meter``. A subclass says what the errors of
     its library mean.
@@ -143,7 +137,6 @@ class OneAttemptClient(ABC):
 
     def __init__(self, meter: Meter, label: str, endpoint: str | None) -> None:
         self._meter, self._label, self.endpoint = meter, label, endpoint
-        # Neither library shows a header of an answer.
         self.server: str | None = None
 
     @abstractmethod
@@ -160,9 +153,6 @@ class OneAttemptClient(ABC):
 
     def pages(self, bucket: str, prefix: str, start_after: str = "") -> Iterator[Sequence[Entry]]:
         """The objects below the prefix, of keys greater than ``start_after``, as the server pages them."""
-        return resumed(self._meter, lambda after: self._pages(bucket, prefix, after), start_after)
-
-    def _pages(self, bucket: str, prefix: str, start_after: str) -> Iterator[Sequence[Entry]]:
         answers = self._answers(bucket, prefix, start_after)
         asked = False
         while True:
@@ -171,6 +161,8 @@ class OneAttemptClient(ABC):
             except self.library_errors as exc:
                 self._meter.request("LIST")
                 raise self._error_of(f"s3://{bucket}/{prefix}", exc, listing=True) from exc
+            finally:
+                self._count_repeated("LIST")
             # After a last answer no request is made to find that there is no more.
             if answer is not None or not asked:
                 self._meter.request("LIST")
@@ -188,13 +180,15 @@ class OneAttemptClient(ABC):
             no_checksum("no manifest, and of the clients boto3 alone asks a server"),
         )
 
-    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], T], requests: int = 1, failed: int = 0) -> T:
-        """The answer of ``request``, whose errors are told as ours; see `attempts`."""
+    def _ask(self, verb: str, bucket: str, key: str, request: Callable[[], T], requests: int = 1) -> T:
+        """The answer of ``request``, whose errors are told as ours; counted as so many ``requests`` of ``verb``."""
+        self._meter.request(verb, requests)
+        try:
+            return request()
+        except self.library_errors as exc:
+            raise self._error_of(f"s3://{bucket}/{key}", exc) from exc
+        finally:
+            self._count_repeated(verb)
 
-        def once() -> T:
-            try:
-                return request()
-            except self.library_errors as exc:
-                raise self._error_of(f"s3://{bucket}/{key}", exc) from exc
-
-        return attempts(self._meter, verb, once, requests, failed)
+    def _count_repeated(self, verb: str) -> None:  # noqa: B027 (most repeat nothing)
+        """Counts what the library has sent again by itself."""

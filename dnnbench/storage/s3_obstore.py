@@ -6,24 +6,20 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from dnnbench.config import S3Credentials
+from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
-from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
-from dnnbench.storage.s3_errors import (
-    CONNECT_TIMEOUT_S,
-    MAX_ATTEMPTS,
-    READ_TIMEOUT_S,
-    OneAttemptClient,
-    PastTheEndError,
-)
+from dnnbench.storage.errors import MisconfiguredError, StorageError
+from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 
 # The most keys that an answer to a listing holds; obstore does not tell of single answers.
 PAGE_KEYS = 1000
@@ -32,10 +28,12 @@ _KIND = re.compile(r"\bkind: (\w+)")
 # What its error says of a key in a listing that it cannot name, and what such keys are.
 _INVALID_PATH = "Encountered object with invalid path"
 _NAMELESS = "an empty part, one of dots, or a control character is in it); use the client boto3"
+_REDIRECTED = re.compile(r" - Received redirect |\bkind: Redirect\b")
+_UNTRUSTED = re.compile(r"\bInvalidCertificate\(\s*(\w+)")
 _FORKED = threading.Event()
 
 
-class ObstoreClient(OneAttemptClient):
+class ObstoreClient(UncountedClient):
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
     begins_after = True
@@ -44,8 +42,16 @@ class ObstoreClient(OneAttemptClient):
 
     _used_in: int | None = None
 
-    def __init__(self, credentials: S3Credentials, meter: Meter, label: str) -> None:
+    def __init__(
+        self,
+        credentials: S3Credentials,
+        meter: Meter,
+        label: str,
+        rules: Requests = DEFAULT_REQUESTS,
+        verify_tls: bool | str = True,
+    ) -> None:
         super().__init__(meter, label, credentials.endpoint)
+        self._rules = rules
         if _FORKED.is_set():
             problem = (
                 "obstore cannot be used in a process that was forked from one that has used it; set "
@@ -53,7 +59,7 @@ class ObstoreClient(OneAttemptClient):
             )
             raise MisconfiguredError(label, self.endpoint or "AWS", problem)
         ObstoreClient._used_in = os.getpid()
-        self._options = _store_options(credentials, label)
+        self._options = _store_options(credentials, label, rules, verify_tls)
         self._stores: dict[str, S3Store] = {}
         self._lock = threading.Lock()
 
@@ -81,17 +87,13 @@ class ObstoreClient(OneAttemptClient):
         """The object in obstore's own memory: bytes-like."""
         # The way of nearly all reads, written out: `_ask_for` would add a tenth to what a read costs.
         store = self._stores.get(bucket)
-        failed = 0
-        if store is not None and key[:1] != "/" and key[-1:] != "/":
-            self._meter.request("GET")
-            try:
-                return obstore.get(store, key).bytes()
-            except self.library_errors as exc:
-                error = self._error_of(f"s3://{bucket}/{key}", exc)
-                if not isinstance(error, TransientError):
-                    raise error from exc
-                failed = 1
-        return self._ask_for("GET", bucket, key, lambda store: obstore.get(store, key).bytes(), failed)
+        if store is None or key[:1] == "/" or key[-1:] == "/":
+            return self._ask_for("GET", bucket, key, lambda store: obstore.get(store, key).bytes())
+        self._meter.request("GET")
+        try:
+            return obstore.get(store, key).bytes()
+        except self.library_errors as exc:
+            raise self._error_of(f"s3://{bucket}/{key}", exc) from exc
 
     def get_range(self, bucket: str, key: str, start: int, end: int) -> Any:
         """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
@@ -111,9 +113,6 @@ class ObstoreClient(OneAttemptClient):
         """Library version and the settings that govern speed and patience."""
         return {
             "obstore": version("obstore"),
-            "connect_timeout_s": CONNECT_TIMEOUT_S,
-            "request_timeout_s": READ_TIMEOUT_S,
-            "max_attempts": MAX_ATTEMPTS,
             "list_requests": f"counted as one per {PAGE_KEYS} keys",
         }
 
@@ -123,35 +122,40 @@ class ObstoreClient(OneAttemptClient):
                 self._stores[bucket] = S3Store(bucket, **self._options)
             return self._stores[bucket]
 
-    def _ask_for(self, verb: str, bucket: str, key: str, request: Callable[[S3Store], Any], failed: int = 0) -> Any:
+    def _ask_for(self, verb: str, bucket: str, key: str, request: Callable[[S3Store], Any]) -> Any:
         if key != key.strip("/"):
             # It would leave the slash out, and so name another object.
             problem = 'obstore cannot name a key that begins or ends with "/"; use the client boto3'
             raise MisconfiguredError(self._label, f"s3://{bucket}/{key}", problem)
         store = self._store(bucket)
-        return self._ask(verb, bucket, key, lambda: request(store), failed=failed)
+        return self._ask(verb, bucket, key, lambda: request(store))
 
     def _error_of(self, key: str, error: Exception, listing: bool = False) -> StorageError:
         text = str(error)
         status, kind = _STATUS.search(text), _KIND.search(text)
-        if isinstance(error, ValueError):
-            return MisconfiguredError(self._label, key, f"obstore cannot name this key ({_NAMELESS}")
-        if listing and _INVALID_PATH in text:
-            problem = f"a key in this listing is one that obstore cannot name ({_NAMELESS}"
-            return MisconfiguredError(self._label, key, problem)
+        if isinstance(error, ValueError) or (listing and _INVALID_PATH in text):
+            what = "a key in this listing is one that obstore cannot name" if listing else "obstore cannot name this key"
+            return MisconfiguredError(self._label, key, f"{what} ({_NAMELESS}")
         if status:
             if status[1] == "416":
                 return PastTheEndError(self._label, key, "the range begins behind the object's end")
             return s3_errors.from_answer(self._label, key, int(status[1]), s3_errors.code_in(text), listing)
+        if _REDIRECTED.search(text):
+            return s3_errors.redirected(self._label, key, "as obstore says")
+        if untrusted := _UNTRUSTED.search(text):
+            return s3_errors.untrusted(self._label, key, self.endpoint, untrusted[1])
         return self._error_without_answer(key, text, kind[1] if kind else "")
 
     def _error_without_answer(self, key: str, text: str, kind: str) -> StorageError:
+        if kind == "Timeout" and "ConnectError(" in text:
+            why = f"within {self._rules.connect_timeout_s:g} s"
+            return s3_errors.unreachable(self._label, key, self.endpoint, why)
         if kind == "Timeout":
-            return s3_errors.no_answer(self._label, key, self.endpoint, READ_TIMEOUT_S)
+            return s3_errors.no_answer(self._label, key, self.endpoint, self._rules.read_timeout_s)
         if kind in ("Connect", "Request", "Unknown"):
             return s3_errors.unreachable(self._label, key, self.endpoint, kind)
         if kind:
-            return TransientError(self._label, key, f"the answer broke off ({kind})")
+            return s3_errors.broken_off(self._label, key, self.endpoint, kind)
         return MisconfiguredError(self._label, key, f"obstore: {_first_line(text)}")
 
 
@@ -160,7 +164,7 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _store_options(credentials: S3Credentials, label: str) -> dict[str, Any]:
+def _store_options(credentials: S3Credentials, label: str, rules: Requests, verify_tls: bool | str) -> dict[str, Any]:
     own_endpoint = credentials.endpoint is not None
     region, keys = credentials.region_name, _keys(credentials)
     if not keys:
@@ -173,13 +177,24 @@ def _store_options(credentials: S3Credentials, label: str) -> dict[str, Any]:
         "virtual_hosted_style_request": not own_endpoint,
         "client_options": {
             "allow_http": own_endpoint,
-            "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-            "timeout": f"{READ_TIMEOUT_S}s",
+            "connect_timeout": timedelta(seconds=rules.connect_timeout_s),
+            "read_timeout": timedelta(seconds=rules.read_timeout_s),
+            "timeout": timedelta(seconds=rules.total_timeout_s),
+            **_trust(verify_tls),
         },
-        # Repeated by `attempts`, where it is counted.
+        # Asked again by `Attempts`.
         "retry_config": {"max_retries": 0},
         **keys,
     }
+
+
+def _trust(verify_tls: bool | str) -> dict[str, Any]:
+    """The options that say which certificates are trusted."""
+    if verify_tls is True:
+        return {}
+    if verify_tls is False:
+        return {"allow_invalid_certificates": True}
+    return {"root_certificate": Path(verify_tls).read_bytes()}
 
 
 def _keys(credentials: S3Credentials) -> dict[str, Any]:
