@@ -307,7 +307,7 @@ def test_a_benchmark_whose_reads_fail_publishes_no_figure_and_is_one_line(place,
     proxy.fail("error", key=f"{bad}$", status=500, code="InternalError", times=None)
     done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "-k", "read and (c8 or serial)")
     _fails(done, out, "TransientError", "aws (boto3)", bad, "500 InternalError; given up after 3 attempts")
-    assert json.loads(Path(f"{out}.partial").read_text())["benchmarks"] == []
+    assert not Path(f"{out}.partial").exists()
 
 
 def test_the_docs_have_the_table():

@@ -134,8 +134,8 @@ class ObstoreClient(UncountedClient):
         text = str(error)
         status, kind = _STATUS.search(text), _KIND.search(text)
         if isinstance(error, ValueError) or (listing and _INVALID_PATH in text):
-            what = "a key in this listing is one that obstore cannot name" if listing else "obstore cannot name this key"
-            return MisconfiguredError(self._label, key, f"{what} ({_NAMELESS}")
+            which = "a key in this listing is none that obstore can name" if listing else "obstore cannot name this key"
+            return MisconfiguredError(self._label, key, f"{which} ({_NAMELESS}")
         if status:
             if status[1] == "416":
                 return PastTheEndError(self._label, key, "the range begins behind the object's end")
