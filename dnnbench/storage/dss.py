@@ -174,7 +174,7 @@ class DssStorage(EndpointStorage):
 
     def _read(self, key: str, size_bytes: int | None) -> Any:
         cluster, endpoints = self.locate(key)
-        return self._ask(endpoints, lambda client: client.get(cluster.bucket, key, size_bytes))
+        return self._get(endpoints, cluster.bucket, key, size_bytes)
 
     def _read_verified(self, key: str, size_bytes: int | None) -> Any:
         cluster, endpoints = self.locate(key)
