@@ -136,7 +136,9 @@ class Proxy:
         self._listener.close()
         self._listener = None
         for connection in list(self._connections):
-            _reset(connection)
+            # Whoever serves it reads from it, and so would hold it open after a mere `close`.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def listen(self):
         self._listener = socket.create_server((HOST, self.port), backlog=64)
