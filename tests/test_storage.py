@@ -486,7 +486,7 @@ def test_a_listing_that_breaks_off_is_begun_anew_after_its_last_key(monkeypatch)
     assert storage.meter.take().retries == 3
 
 
-@pytest.mark.parametrize("pages", [[["b", "a"]], [["b"], ["a"]]])
+@pytest.mark.parametrize("pages", [[["b", "a"]], [["b"], ["a"]], [["a", "d", "b", "e"]]])
 def test_a_listing_in_no_order_is_not_begun_anew(monkeypatch, pages):
     def broken(start_after):
         yield from ([Entry(key, 1) for key in page] for page in pages)

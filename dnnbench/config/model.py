@@ -7,8 +7,11 @@ so; dimensions are (height, width) in pixels.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +59,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _one_word(value: str) -> str:
+    # What goes into a request's line or headers; one of the client libraries ends the process otherwise.
+    if not re.fullmatch(r"[\w.:/-]+", value, re.ASCII):
+        raise ValueError('letters, digits and ". : / _ -" alone')
+    return value
+
+
+def _with_host(url: str) -> str:
+    """The URL, where it has a host that can be one, and a port that can be one or none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        if ":" in host:
+            ipaddress.ip_address(host)
+        elif not re.fullmatch(r"[\w.-]+", host, re.ASCII):
+            raise ValueError
+    except ValueError:
+        raise ValueError("a URL with the name or address of a host, and a port below 65536 or none") from None
+    return url
+
+
 class S3Credentials(Section):
     """How to reach and sign in to an S3 server. What is left out comes from the standard AWS chain."""
 
@@ -84,7 +108,12 @@ class S3Credentials(Section):
             raise ValueError("a URL without credentials in it (use access_key and secret_key)")
         if value is not None and ("?" in value or "#" in value):
             raise ValueError('a URL without "?" and "#", not one that is signed (use access_key and secret_key)')
-        return value.rstrip("/") if value else value
+        return _with_host(value.rstrip("/")) if value else value
+
+    @field_validator("region_name")
+    @classmethod
+    def _is_one_word(cls, value: str | None) -> str | None:
+        return value if value is None else _one_word(value)
 
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> S3Credentials:
@@ -139,6 +168,11 @@ class S3Storage(Section):
     verify_tls: bool | NonEmptyStr = True
     aws: S3Account = S3Account()
     dss: S3Account = S3Account()
+
+    @field_validator("bucket")
+    @classmethod
+    def _is_one_word(cls, value: str | None) -> str | None:
+        return value if not value else _one_word(value)
 
     @field_validator("prefix")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import itertools
 import os
 import time
@@ -70,20 +71,25 @@ def client_class(name: str) -> Any:
     module, _, attribute = CLIENTS[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("dnnbench"):
+    except ImportError as exc:
+        if (exc.name or "").startswith("dnnbench"):
             raise
-        raise ConfigError(
-            f'storage.s3.client_lib: "{name}" needs the library {exc.name}, which is not installed: pip install {name}'
-        ) from exc
+        missing = isinstance(exc, ModuleNotFoundError)
+        why = f"is not installed: pip install {name}" if missing else f"cannot be loaded ({str(exc).splitlines()[0]})"
+        raise ConfigError(f'storage.s3.client_lib: "{name}" needs the library {exc.name or name}, which {why}') from exc
 
 
-def check_client(name: str) -> None:
-    """Raises `ConfigError` for the name of no client library, without importing one."""
+def check_client(name: str, installed: bool = False) -> None:
+    """Raises `ConfigError` for the name of no client library, without importing one.
+
+    ``installed``: also for one that is not there.
+    """
     if name not in CLIENTS:
         near = difflib.get_close_matches(name, CLIENTS, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         raise ConfigError(f'storage.s3.client_lib: found "{name}", expected one of {", ".join(CLIENTS)}{hint}')
+    if installed and importlib.util.find_spec(name) is None:
+        raise ConfigError(f'storage.s3.client_lib: "{name}" is a library that is not installed: pip install {name}')
 
 
 class EndpointStorage(Storage):
@@ -193,7 +199,8 @@ class EndpointStorage(Storage):
                     problem = f"the listing comes to the page from {first} to {last} again; its pages cannot be trusted"
                     raise CorruptError(self.label, f"s3://{bucket}/{prefix}", problem)
                 seen.add(ends)
-                in_order = in_order and start_after < first <= last
+                # Of the whole page: where it alone is out of order, what comes after its last key may have come.
+                in_order = in_order and start_after < first and all(a.key < b.key for a, b in itertools.pairwise(page))
                 start_after = last
             yield page
 

@@ -38,7 +38,8 @@ from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
 
-MAX_CONNECTIONS = 64
+# Of idle ones that are kept: with fewer than there are reads in flight, some reads would pay for connecting.
+MAX_CONNECTIONS = 1024
 # What these say of each request holds keys, tokens and signatures.
 for _name in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.INFO)
