@@ -11,7 +11,7 @@ CLIENTS = ("boto3", "obstore", "s3torchconnector")
 RIGHT = "read right"
 AGAIN = "asked again"
 FAILS = "fails"
-UNSEEN = "**undetected without `dataset.verify=checksum`**"
+UNSEEN = "CorruptError with `dataset.verify=checksum`; **undetected without**"
 FOLLOWED = "followed, counted as one request"
 COMPARED = "not seen in one listing; against another one of the run"
 

@@ -1,5 +1,6 @@
 """Every client library meets every fault, in front of a real server: what `fault_table` says comes of it."""
 
+import hashlib
 import json
 import pickle
 import time
@@ -15,6 +16,7 @@ from test_bench import LABELS, _fails, bench, jpeg
 from dnnbench.catalog import list_catalog
 from dnnbench.config import Requests
 from dnnbench.errors import DnnbenchError
+from dnnbench.storage import CorruptError
 from dnnbench.storage.dss import DssStorage
 from dnnbench.storage.s3 import S3Storage
 from dnnbench.workloads import Listing
@@ -88,6 +90,13 @@ def _all_counted(storage, proxy):
     return tally.retries
 
 
+def _is_seen_with_a_checksum(storage, key):
+    storage.meter.take()
+    with pytest.raises(CorruptError, match="SHA-256"):
+        storage.read(key, len(CONTENT), hashlib.sha256(CONTENT).digest())
+    assert not storage.meter.take().latency_ns, "a corrupt read is no figure"
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("fault", READING)
 def test_a_read_meets_a_fault(place, proxy, fault, client):
@@ -104,6 +113,8 @@ def test_a_read_meets_a_fault(place, proxy, fault, client):
     if row.outcome == UNSEEN:
         assert data != CONTENT
         assert len(data) == len(CONTENT)
+        proxy.fail(**row.options)
+        _is_seen_with_a_checksum(storage, place.key)
         return
     assert data == CONTENT
     if row.outcome == FOLLOWED:
@@ -142,6 +153,7 @@ def test_an_object_changes_after_it_was_listed(place, client, change):
         place.upstream.connection().delete(place.bucket, place.key)
     if row.outcome == UNSEEN:
         assert storage.read(*entry) == CONTENT[::-1]
+        _is_seen_with_a_checksum(storage, place.key)
         return
     _ends(storage, lambda: storage.read(*entry), row, place.key)
     tally = storage.meter.take()
