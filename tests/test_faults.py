@@ -58,6 +58,11 @@ class Place:
         storage.open()
         return storage
 
+    def tells_region(self):
+        """Whether the server says where the bucket is: then boto3 asks there after a redirect."""
+        answer = self.upstream.connection()._client.head_bucket(Bucket=self.bucket)
+        return "x-amz-bucket-region" in answer["ResponseMetadata"]["HTTPHeaders"]
+
     def fill(self):
         for name in NAMES:
             self.upstream.write(f"{self.prefix}roses/{name}", CONTENT)
@@ -101,6 +106,8 @@ def _is_seen_with_a_checksum(storage, key):
 @pytest.mark.parametrize("fault", READING)
 def test_a_read_meets_a_fault(place, proxy, fault, client):
     row = READING[fault].of(client)
+    if fault in ("301", "307") and client == "boto3" and not place.tells_region():
+        row = READING[fault]
     storage = place.storage(client, **row.rules)
     read = lambda: storage.read(place.key, len(CONTENT))  # noqa: E731 (said several times)
     if row.outcome == FAILS:
