@@ -35,7 +35,8 @@ class FastestAccelerator(ShareTraining):
     def account(self) -> Round:
         finished = super().account()
         accelerator = finished.accelerator or {}
-        samples = self._config.framework.batch_size
+        # A batch may be smaller than is configured: the last one, or the only one.
+        samples = self.loader.expected_samples / len(self.loader)
         busiest = max(accelerator["utilization"], *(trial["utilization"] for trial in self._trials))
         finished.accelerator = {
             **accelerator,
