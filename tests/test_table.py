@@ -12,7 +12,7 @@ FIGURES = {
 }  # fmt: skip
 SENTENCE = "decode limits, at 100 samples/s; without it compute would, at 2.0 times that; try first: sleep"
 LADDER = {"what": "torch ladder", "ladder": {"verdict": {"limit": "decode", "sentence": SENTENCE}}}
-EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8}
+EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8, "warm_up_steps": 2}
 FASTEST = EMULATED | {"target": 0.9, "kept_busy": True, "samples_per_s": 2560.0, "trials": [{"utilization": 0.914}]}
 
 
@@ -71,6 +71,12 @@ def test_an_accelerator_that_is_kept_busy_is_told_with_its_speed_and_how_busy_it
     for words in ("kept busy to 90%", " takes 2,560 samples/s (12.5 ms a batch)", "busy 91% of its epoch"):
         assert words in line
     assert "no accelerator" not in line
+    assert line.endswith("of its epoch")
+
+
+def test_an_epoch_too_short_to_leave_its_start_out_is_said_to_be():
+    (line,) = below({"what": "torch accelerator", "accelerator": FASTEST | {"warm_up_steps": 0}})
+    assert "the wait for its first batches counts" in line
 
 
 def test_where_none_is_kept_busy_the_line_says_so():
