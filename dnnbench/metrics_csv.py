@@ -46,7 +46,7 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         "catalog_hash": figures["catalog"]["hash"],
     }
     if "ladder" in figures:
-        common["limit"] = figures["ladder"]["verdict"]["limit"]
+        common |= {key: figures["ladder"]["verdict"][key] for key in ("limit", "client_bound")}
     parts = figures.get("epochs") or [figures]
     return [common | {key: part[key] for key in (*PER_EPOCH, "epoch") if part.get(key) is not None} for part in parts]
 

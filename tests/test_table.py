@@ -11,7 +11,9 @@ FIGURES = {
     "catalog": {"left_out": {}}, "disturbed": None, "others_cpu_share": None,
 }  # fmt: skip
 SENTENCE = "decode limits, at 100 samples/s; without it compute would, at 2.0 times that; try first: sleep"
-LADDER = {"what": "torch ladder", "ladder": {"verdict": {"limit": "decode", "sentence": SENTENCE}}}
+VERDICT = {"limit": "decode", "sentence": SENTENCE, "client_bound": False}
+LADDER = {"what": "torch ladder", "ladder": {"verdict": VERDICT}}
+BOUND_LADDER = {"what": "torch ladder", "ladder": {"verdict": VERDICT | {"client_bound": True}}}
 EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8, "warm_up_steps": 2}
 FASTEST = EMULATED | {"target": 0.9, "kept_busy": True, "samples_per_s": 2560.0, "trials": [{"utilization": 0.914}]}
 
@@ -36,12 +38,13 @@ def below(*several):
         ({"client_bound": False}, ""),
         ({"client_bound": True}, "client-bound"),
         (LADDER, "limit: decode"),
+        (BOUND_LADDER, "limit: decode, client-bound"),
         ({"accelerator": FASTEST}, "keeps 2,560/s busy"),
         ({"accelerator": FASTEST | {"kept_busy": False}}, ""),
         # A training with an emulated accelerator of a given speed looks for none.
         ({"accelerator": EMULATED}, ""),
     ],
-    ids=["nothing", "not bound", "bound", "ladder", "accelerator", "not busy", "emulated"],
+    ids=["nothing", "not bound", "bound", "ladder", "bound ladder", "accelerator", "not busy", "emulated"],
 )
 def test_a_mark_stands_at_the_end_of_the_line(figures, expected):
     assert mark(**figures) == expected
@@ -56,7 +59,7 @@ def test_nothing_to_say_is_no_line():
 
 
 def test_readings_that_the_client_limits_are_counted_below():
-    (line,) = below({"client_bound": True}, {}, {"client_bound": True}, {"client_bound": False})
+    line, _ = below({"client_bound": True}, {}, BOUND_LADDER, {"client_bound": False})
     assert line.startswith("client-bound: 2 of the readings ")
     assert "nothing about the storage" in line
 
@@ -94,12 +97,24 @@ def test_where_none_is_kept_busy_the_line_says_so():
         ([100, 200, 200, 200], 1024, None, "1: 100/s, 2: 200/s, 4: 200/s, 8: 200/s (more bring no more)"),
         ([100, 2000], 2, None, "1: 100/s, 2: 2,000/s (as many as are tried)"),
         ([100, 200], 1024, 15, "1: 100/s, 2: 200/s (more pass the bound of p99)"),
+        ([100], 1024, 5, "1: 100/s (no knee: p99 is 10 ms, beyond the bound, already there)"),
+        ([100, 200, None], 1024, None, "1: 100/s, 2: 200/s (the data set has too few batches for more)"),
     ],
 )
 def test_a_knee_is_told_with_the_way_there_and_why_it_ended(rates, most, bound_ms, why):
-    found = find_knee(lambda level: Step(level, rates[level.bit_length() - 1], 5.0, 10.0 * level), most, bound_ms)
+    def measure(level):
+        rate = rates[level.bit_length() - 1]
+        return rate and Step(level, rate, 5.0, 10.0 * level)
+
+    found = find_knee(measure, most, bound_ms)
     knee = found.record("concurrency")
     assert below({"what": "read knee c2", "knee": knee}) == [f"aws (boto3), read knee c2: {why}"]
+
+
+def test_points_of_a_curve_that_the_client_limits_are_marked():
+    found = find_knee(lambda level: Step(level, 100.0 * level, 5.0, 10.0, client_bound=level > 1), 4)
+    (line,) = below({"what": "read knee c4", "knee": found.record("concurrency")})
+    assert " 1: 100/s, 2: 200/s client-bound, 4: 400/s client-bound (" in line
 
 
 def test_swept_settings_are_beside_what_was_measured():
