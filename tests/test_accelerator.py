@@ -357,9 +357,10 @@ def test_the_rate_is_that_of_the_samples_that_there_were():
 
 def test_of_one_batch_the_wait_for_it_counts():
     told = Search(count=1).told
-    assert (told["steps"], told["warm_up_steps"]) == (1, 0)
-    for trial in told["trials"]:
-        assert trial["utilization"] == pytest.approx(trial["batch_compute_ms"] / (20 + trial["batch_compute_ms"]))
+    assert (told["steps"], told["warm_up_steps"], told["kept_busy"]) == (1, 0, False)
+    # At the loader's own rate; a step that is nine times as long would be kept busy, and tell nothing.
+    assert [trial["utilization"] for trial in told["trials"]] == [pytest.approx(0.5)]
+    assert told["batch_compute_ms"] == told["trials"][0]["batch_compute_ms"] == pytest.approx(20)
 
 
 @given(making_ms=st.integers(1, 40), workers=st.integers(1, 4), ahead=st.integers(4, 9))
@@ -377,7 +378,9 @@ def test_the_trials_and_the_target_are_in_the_record():
     assert search.told["target"] == TARGET
     assert 1 <= len(search.told["trials"]) <= MOST_TRIALS
     # The first is tried at the loader's own rate.
-    assert search.told["trials"][0] == {"batch_compute_ms": pytest.approx(20), "utilization": pytest.approx(1)}
+    assert search.told["trials"][0] == {
+        "batch_compute_ms": pytest.approx(20), "utilization": pytest.approx(1), "warm_up_steps": 1,
+    }  # fmt: skip
     assert search.told["batch_compute_ms"] in [trial["batch_compute_ms"] for trial in search.told["trials"]]
     assert json.loads(json.dumps(search.figures["accelerator"])) == search.told
 
