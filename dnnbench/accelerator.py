@@ -35,7 +35,8 @@ class FastestAccelerator(ShareTraining):
     def account(self) -> Round:
         finished = super().account()
         accelerator = finished.accelerator or {}
-        samples = self._config.framework.batch_size
+        # A batch may be smaller than is configured: the last one, or the only one.
+        samples = self.loader.expected_samples / len(self.loader)
         busiest = max(accelerator["utilization"], *(trial["utilization"] for trial in self._trials))
         finished.accelerator = {
             **accelerator,
@@ -55,7 +56,8 @@ class FastestAccelerator(ShareTraining):
                 good_ms = min(good_ms, batch_ms)
             else:
                 bad_ms = max(bad_ms, batch_ms)
-            if TARGET <= busy <= TARGET + NEAR:
+            # Of an epoch that is all start, longer steps tell nothing of the storage, and take as many times as long.
+            if TARGET <= busy <= TARGET + NEAR or not self._trials[-1]["warm_up_steps"]:
                 break
             # One that waits for data is the busier, the longer its steps; one that never waits tells only that
             # shorter ones will do.
@@ -73,7 +75,7 @@ class FastestAccelerator(ShareTraining):
         self.loader.take_epochs()
         trainer.train()
         told = trainer.accelerator(self.loader.take_epochs())
-        self._trials.append({key: told[key] for key in ("batch_compute_ms", "utilization")})
+        self._trials.append({key: told[key] for key in ("batch_compute_ms", "utilization", "warm_up_steps")})
         return float(told["utilization"])
 
     def _make_trainer(self, batch_ms: float) -> Any:

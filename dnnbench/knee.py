@@ -1,4 +1,8 @@
-"""The knee of a storage: reads in flight, or loader workers, are doubled until it gives no more or takes too long."""
+"""The knee of a storage: reads in flight, or loader workers, are doubled until it gives no more or takes too long.
+
+A curve also ends where the data set has too few batches to keep more workers busy: what it told of more would be of
+workers without work.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
-from dnnbench.metrics import Round, per_second, percentiles_ms
+from dnnbench.metrics import Round, check_pass, per_second, percentiles_ms
 from dnnbench.probe import cores
 from dnnbench.sampling import in_flight_of, loader_pass, raw_reads, share_of_catalog
 from dnnbench.storage.base import Storage
@@ -20,6 +26,8 @@ GROWTH = 1.05
 NEAR = 0.95
 MOST_IN_FLIGHT = 1024
 MOST_WORKERS = 64
+# Each worker has at least so many batches, or it is not known what it brings.
+LEAST_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -38,31 +46,43 @@ class Step:
 
 @dataclass(frozen=True)
 class Knee:
-    """The lowest level that gives (nearly) all there is; ``stopped_by``: ``throughput``, ``p99`` or ``most``."""
+    """The lowest level that gives (nearly) all there is, or None where no level is within the bound.
 
-    step: Step
+    ``stopped_by``: ``throughput``, ``p99``, ``batches`` (there are too few for a higher level) or ``most``.
+    """
+
+    step: Step | None
     stopped_by: str
     curve: tuple[Step, ...]
 
+    @property
+    def level(self) -> int:
+        """The knee, or the lowest level where there is none."""
+        return (self.step or self.curve[0]).level
+
     def record(self, unit: str) -> dict[str, Any]:
         return {
-            unit: self.step.level,
-            "per_s": self.step.per_s,
-            "latency_p99_ms": self.step.latency_p99_ms,
+            unit: self.step and self.step.level,
+            "per_s": self.step and self.step.per_s,
+            "latency_p99_ms": self.step and self.step.latency_p99_ms,
             "stopped_by": self.stopped_by,
             "curve": [step.record() | {unit: step.level} for step in self.curve],
         }
 
 
-def find_knee(measure: Callable[[int], Step], most: int, p99_bound_ms: float | None = None) -> Knee:
+def find_knee(measure: Callable[[int], Step | None], most: int, p99_bound_ms: float | None = None) -> Knee:
     """Measures levels 1, 2, 4 … up to ``most``, until two in a row bring no more, or one's p99 passes the bound.
 
-    A level beyond the bound is on the curve, and is not the knee, unless it is the first.
+    A level beyond the bound is on the curve, and is never the knee. ``measure`` gives None for a level, not the
+    first, that there are too few batches for.
     """
     curve: list[Step] = []
     level, flat, best_per_s, stopped_by = 1, 0, 0.0, "most"
     while level <= most:
         step = measure(level)
+        if step is None:
+            stopped_by = "batches"
+            break
         curve.append(step)
         if p99_bound_ms is not None and step.latency_p99_ms > p99_bound_ms:
             stopped_by = "p99"
@@ -73,9 +93,9 @@ def find_knee(measure: Callable[[int], Step], most: int, p99_bound_ms: float | N
             stopped_by = "throughput"
             break
         level *= 2
-    within = [step for step in curve if p99_bound_ms is None or step.latency_p99_ms <= p99_bound_ms] or curve[:1]
-    highest_per_s = max(step.per_s for step in within)
-    knee = next(step for step in within if step.per_s >= NEAR * highest_per_s)
+    within = [step for step in curve if p99_bound_ms is None or step.latency_p99_ms <= p99_bound_ms]
+    highest_per_s = max((step.per_s for step in within), default=0.0)
+    knee = next((step for step in within if step.per_s >= NEAR * highest_per_s), None)
     return Knee(knee, stopped_by, tuple(curve))
 
 
@@ -94,8 +114,8 @@ class ReadKnee(Reading):
         # All of them: a share that is enough for one reader is too little for many.
         catalog, _ = share_of_catalog(self.storage, self.catalog, self._config, MOST_IN_FLIGHT)
         self._knee = find_knee(lambda level: self._step(catalog, level), MOST_IN_FLIGHT, self._p99_bound_ms)
-        self._concurrency = self._knee.step.level
-        self.what = f"read knee c{self._concurrency}"
+        self._concurrency = self._knee.level
+        self.what = f"read knee c{self._concurrency}" if self._knee.step else f"read c{self._concurrency}, no knee"
         super().prepare(number)
 
     def account(self) -> Round:
@@ -111,7 +131,11 @@ class ReadKnee(Reading):
 
 
 class LoaderKnee(Loading):
-    """A loader at its knee, timed: PyTorch's ``num_workers``, or the ``num_parallel_calls`` of tf.data."""
+    """A loader at its knee, timed.
+
+    Of PyTorch ``num_workers`` is doubled, of tf.data what decides there how many reads are in flight:
+    ``num_parallel_calls``, or ``concurrency`` where reading is concurrent.
+    """
 
     rounds = 1
 
@@ -131,22 +155,26 @@ class LoaderKnee(Loading):
         self._knee: Knee | None = None
         self._done_before = 0
         self.loader: Any = None
+        self._unit, self._most = "num_workers", MOST_WORKERS
+        if framework != "torch":
+            self._unit = "num_parallel_calls"
+            if config.framework.tensorflow.reading == "concurrent":
+                # One batch per processor is read at a time.
+                self._unit, self._most = "concurrency", min(MOST_IN_FLIGHT, cores() * config.framework.batch_size)
 
     def prepare(self, number: int) -> None:
-        catalog, _ = share_of_catalog(
-            self.storage, self.catalog, self._config, in_flight_of(self._config, self._framework)[1]
-        )
-        self._knee = find_knee(lambda level: self._step(catalog, level), MOST_WORKERS, self._p99_bound_ms)
-        level = self._knee.step.level
-        self.what = f"{self._framework} loader knee {'w' if self._framework == 'torch' else 'c'}{level}"
-        self.loader = self._make_loader(self._with_workers(level), self.catalog)
+        self._knee = find_knee(self._step, self._most, self._p99_bound_ms)
+        level = self._knee.level
+        setting = f"{'w' if self._framework == 'torch' else 'c'}{level}"
+        self.what = f"{self._framework} loader " + (f"knee {setting}" if self._knee.step else f"{setting}, no knee")
+        self.loader = self._make_loader(self._with_level(level), self.catalog)
         self.total = self.loader.expected_samples
         super().prepare(number)
 
     def account(self) -> Round:
         finished = super().account()
         assert self._knee is not None  # noqa: S101 (prepared before)
-        finished.knee = self._knee.record("num_workers" if self._framework == "torch" else "num_parallel_calls")
+        finished.knee = self._knee.record(self._unit)
         return finished
 
     def close(self) -> None:
@@ -154,22 +182,39 @@ class LoaderKnee(Loading):
         if self.loader is not None:
             self.loader.close()
 
-    def _step(self, catalog: Catalog, level: int) -> Step:
-        loader = self._make_loader(self._with_workers(level), catalog)
+    def _step(self, level: int) -> Step | None:
+        config = self._with_level(level)
+        catalog = self._share(config, level)
+        if catalog is None:
+            return None
+        loader = self._make_loader(config, catalog)
         try:
             loader.start_workers()
-            epoch, _ = loader_pass(loader, self.storage, catalog, self._config)
+            epoch, _ = loader_pass(loader, self.storage, catalog, config)
         finally:
             loader.close()
+        what = f"{self.storage.label}: {self.what}"
+        check_pass(what, epoch.indices, epoch.tally, catalog.sizes_bytes, loader.expected_samples)
         latency = percentiles_ms(epoch.tally.latency_ns)
         rate = per_second(epoch.samples, epoch.wall_ns)
         return Step(level, rate, float(latency["latency_p50_ms"]), float(latency["latency_p99_ms"]))
 
-    def _with_workers(self, level: int) -> Config:
+    def _share(self, config: Config, level: int) -> Catalog | None:
+        """Samples enough for all workers, each with as many batches; None where there are too few of them."""
+        catalog, _ = share_of_catalog(self.storage, self.catalog, config, in_flight_of(config, self._framework)[1])
+        one_round = level * (config.framework.batch_size if self._framework == "torch" else 1)
+        samples = len(catalog) - len(catalog) % one_round
+        if samples < LEAST_ROUNDS * one_round:
+            return catalog if level == 1 else None
+        chosen = np.random.default_rng(config.execution.seed).permutation(len(catalog))[:samples]
+        return catalog.select(np.sort(chosen))
+
+    def _with_level(self, level: int) -> Config:
         framework = self._config.framework
+        changed: dict[str, Any]
         if self._framework == "torch":
-            loader = framework.pytorch.loader.model_copy(update={"num_workers": level})
+            loader = framework.pytorch.loader.model_copy(update={self._unit: level})
             changed = {"pytorch": framework.pytorch.model_copy(update={"loader": loader})}
-            return self._config.model_copy(update={"framework": framework.model_copy(update=changed)})
-        changed_tf = {"tensorflow": framework.tensorflow.model_copy(update={"num_parallel_calls": level})}
-        return self._config.model_copy(update={"framework": framework.model_copy(update=changed_tf)})
+        else:
+            changed = {"tensorflow": framework.tensorflow.model_copy(update={self._unit: level})}
+        return self._config.model_copy(update={"framework": framework.model_copy(update=changed)})

@@ -178,17 +178,15 @@ def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, flo
     return figures
 
 
-def utilization(steps: int, step_ms: float, until_last_ns: int, overhead_ms: float = 0.0) -> float:
+def utilization(steps: int, step_ms: float, window_ns: int, overhead_ms: float = 0.0) -> float:
     """The share of its time that an accelerator was busy, whose ``steps`` take ``step_ms`` each.
 
-    ``until_last_ns`` is the time from asking for an epoch's first batch to having its last one: in it all batches
-    were made, and of an accelerator that waits for them it is all the time there is, however short the epoch. The
-    last step, behind which nothing is read, would make it longer, and leaving out the first, which has batches made
-    in advance, shorter. ``overhead_ms`` of each step but the last is the harness's own, and is taken off.
+    ``window_ns`` holds exactly these steps and the waiting for their batches: from asking for the first of them until
+    the last step has ended. ``overhead_ms`` of each step is the harness's own, and is taken off.
     """
-    if not steps or until_last_ns <= 0:
+    if not steps or window_ns <= 0:
         raise MeasurementError("an accelerator got no batch, so there is nothing to say how busy it was")
-    return min(steps * step_ms / max(until_last_ns / 1e6 - (steps - 1) * overhead_ms, steps * step_ms), 1.0)
+    return steps * step_ms / max(window_ns / 1e6 - steps * overhead_ms, steps * step_ms)
 
 
 def client_bound(

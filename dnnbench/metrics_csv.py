@@ -49,7 +49,7 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "verify_tls" in figures["settings"]:
         common["verify_tls"] = figures["settings"]["verify_tls"]
     if "ladder" in figures:
-        common["limit"] = figures["ladder"]["verdict"]["limit"]
+        common |= {key: figures["ladder"]["verdict"][key] for key in ("limit", "client_bound")}
     parts = figures.get("epochs") or [figures]
     return [common | {key: part[key] for key in (*PER_EPOCH, "epoch") if part.get(key) is not None} for part in parts]
 

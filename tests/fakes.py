@@ -132,12 +132,11 @@ class VirtualLoader(passes.MeteredPasses):
     begin one after the other, so that the batches come evenly.
     """
 
-    num_workers = 0
-
     def __init__(self, clock, catalog, batch_size, making_ns, workers=1, ahead=None, steady=False):
         super().__init__()
         self.clock, self.catalog, self.batch_size, self.making_ns = clock, catalog, batch_size, making_ns
-        self.workers, self.ahead, self.steady = workers, len(catalog) if ahead is None else ahead, steady
+        self.workers = self.num_workers = workers
+        self.ahead, self.steady = len(catalog) if ahead is None else ahead, steady
         self.expected_samples, self.started, self.closed = len(catalog), 0, 0
 
     def __len__(self):

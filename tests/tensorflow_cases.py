@@ -438,7 +438,7 @@ def test_an_emulated_accelerator_is_built_in_and_computes_nothing():
     # Three batches, of which none may take less than it should.
     assert all(epoch.compute_ns >= 3 * 2_000_000 for epoch in finished.epochs)
     told = finished.accelerator
-    assert (told["batch_compute_ms"], told["steps"]) == (2, 3)
+    assert (told["batch_compute_ms"], told["steps"], told["warm_up_steps"]) == (2, 2, 1)
     assert 0 < told["utilization_uncorrected"] <= told["utilization"] <= 1
     assert all(np.array_equal(*pair) for pair in zip(weights, trainer.model.trainable_weights, strict=True))
 

@@ -18,6 +18,7 @@ from dnnbench.errors import MeasurementError
 from dnnbench.knee import LoaderKnee
 from dnnbench.ladder import Ladder
 from dnnbench.metrics import per_second, record, utilization
+from dnnbench.training import emulated
 from dnnbench.training.base import Trainer
 from dnnbench.training.emulated import Emulation
 from dnnbench.workloads import Training
@@ -87,16 +88,15 @@ def test_warming_up_asks_nothing_of_the_loader_and_finds_what_a_step_takes_too_l
         assert (loader.samples_done, loader.take_epochs()) == (0, [])
         trainer.train()
         told = trainer.accelerator(loader.take_epochs())
-    assert (told["step_overhead_ms"], told["steps"]) == (pytest.approx(0.25), 9)
+    assert (told["step_overhead_ms"], told["steps"], told["warm_up_steps"]) == (pytest.approx(0.25), 8, 1)
 
 
 def test_the_harnesss_own_time_is_taken_off_and_told():
-    # So late that nine steps' time does not pass for that of eight and their lateness.
     with VirtualTime(late_ns=MS).passing() as clock:
         told = trained(made(clock, 9, 0), 2)
     assert told["step_overhead_ms"] == pytest.approx(1)
     assert told["utilization"] == 1
-    assert told["utilization_uncorrected"] == pytest.approx(9 * 2 / (8 * 3))
+    assert told["utilization_uncorrected"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(("step_ms", "steps"), [(1e-320, 20), (1e-9, 20), (25, 20), (100, 5), (60_000, 3)])
@@ -109,19 +109,22 @@ def test_a_step_of_any_length_is_warmed_up_by_some_and_long_ones_by_few(step_ms,
 def test_of_several_epochs_the_first_is_the_warm_up():
     with VirtualTime().passing() as clock:
         loader = made(clock, 4, 8 * MS)
-        trainer = accelerator(loader, 4, epochs=1)
-        trainer.train()
-        loader.making_ns = 5 * MS
-        trainer.train()
-        loader.making_ns = 10 * MS
+        making_ms = iter((8, 5, 10))
+        loader.before_epoch = lambda: setattr(loader, "making_ns", next(making_ms) * MS)
+        trainer = accelerator(loader, 4, epochs=3)
         trainer.train()
         epochs = loader.take_epochs()
     told = trainer.accelerator(epochs)
-    assert told["steps"] == 8
-    assert told["utilization"] == pytest.approx(8 * 4 / (4 * 5 + 4 * 10))
-    assert trainer.accelerator(epochs[:1])["utilization"] == pytest.approx(4 / 8)
+    # Of the others the first step is left out too.
+    assert (told["steps"], told["warm_up_steps"]) == (6, 1)
+    assert told["utilization"] == pytest.approx(6 * 4 / (3 * 5 + 3 * 10))
+
+
+def test_without_a_batch_there_is_nothing_to_say():
+    with VirtualTime().passing() as clock, pytest.raises(MeasurementError, match="got no batch"):
+        trained(made(clock, 0, MS), 1)
     with pytest.raises(MeasurementError, match="got no batch"):
-        trainer.accelerator([])
+        accelerator([], 1).accelerator([])
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity", "1e400", "fast", "true", '"5"', "null", "[1]"])
@@ -157,7 +160,7 @@ def test_torchs_is_built_in_by_its_name_and_its_figures_go_into_the_record():
     finished = workload.account()
     finished.wall_ns = sum(epoch.wall_ns for epoch in finished.epochs)
     told = record([finished], cores=2, peak_memory_bytes=None)["accelerator"]
-    assert (told["batch_compute_ms"], told["steps"]) == (2, 4)
+    assert (told["batch_compute_ms"], told["steps"]) == (2, 3)
     assert 0 < told["utilization_uncorrected"] <= told["utilization"] <= 1
     assert all(epoch.compute_ns >= 4 * 2 * MS for epoch in finished.epochs)
     assert all((now == then).all() for now, then in zip(trainer.model.parameters(), before, strict=True))
@@ -183,15 +186,25 @@ times_ms = st.floats(1e-6, 1e6)
 
 
 @given(st.integers(1, 10**9), times_ms, st.integers(1, 10**18), st.just(0.0) | times_ms)
-def test_how_busy_is_a_share_and_no_less_without_the_harnesss_part(steps, step_ms, until_last_ns, overhead_ms):
-    uncorrected = utilization(steps, step_ms, until_last_ns)
-    assert 0 < uncorrected <= utilization(steps, step_ms, until_last_ns, overhead_ms) <= 1
+def test_how_busy_is_a_share_and_no_less_without_the_harnesss_part(steps, step_ms, window_ns, overhead_ms):
+    uncorrected = utilization(steps, step_ms, window_ns)
+    assert 0 < uncorrected <= utilization(steps, step_ms, window_ns, overhead_ms) <= 1
 
 
-@pytest.mark.parametrize(("steps", "until_last_ns"), [(0, 1), (0, 0), (1, 0), (3, -1)])
-def test_of_nothing_there_is_nothing_to_say(steps, until_last_ns):
+@pytest.mark.parametrize(("steps", "window_ns"), [(0, 1), (0, 0), (1, 0), (3, -1)])
+def test_of_nothing_there_is_nothing_to_say(steps, window_ns):
     with pytest.raises(MeasurementError, match="got no batch"):
-        utilization(steps, 1.0, until_last_ns)
+        utilization(steps, 1.0, window_ns)
+
+
+def test_all_of_a_short_epoch_is_its_steps_over_its_time():
+    """One reader, no worker: seven steps of 350 ms in 4.146 s are 0.591; of one batch, half of the time is reading."""
+    making_ns = (4146 - 7 * 350) * MS // 7
+    with VirtualTime().passing() as clock:
+        seven = trained(made(clock, 7, making_ns, ahead=0), 350)
+        one = trained(made(clock, 1, 350 * MS, ahead=0), 350)
+    assert seven["utilization"] == pytest.approx(0.591, abs=5e-4)
+    assert (one["utilization"], one["steps"], one["warm_up_steps"]) == (pytest.approx(0.5), 1, 0)
 
 
 pipelines = {
@@ -202,48 +215,71 @@ pipelines = {
 }
 
 
+def all_but_the_start(count, workers, step_ms, arrivals_ms):
+    """Step time over wall time, from the end of the workers' first batches on, of an accelerator that begins late."""
+    ends_ms, now_ms = [], 0.0
+    for arrival_ms in arrivals_ms:
+        now_ms = max(now_ms, arrival_ms) + step_ms
+        ends_ms.append(now_ms)
+    left_out = workers if count >= 2 * workers else 0
+    return (count - left_out) * step_ms / (ends_ms[-1] - (ends_ms[left_out - 1] if left_out else 0))
+
+
+@pytest.mark.parametrize("steady", [False, True])
 @given(**pipelines)
-def test_where_batches_come_too_slowly_and_evenly_it_is_step_times_rate(count, workers, making_ms, share):
-    making_ns = making_ms * MS * workers
+def test_the_start_of_the_loader_is_left_out_with_its_steps_where_more_than_half_is_left(
+    steady, count, workers, making_ms, share
+):
     step_ms = making_ms * share
     with VirtualTime().passing() as clock:
-        loader = made(clock, count, making_ns, workers=workers, steady=True)
-        told = trained(loader, step_ms)
-        for _ in loader:
-            pass
-        (alone,) = loader.take_epochs()
-    rate_per_s = per_second(alone.batches, alone.last_batch_ns)
-    assert rate_per_s == pytest.approx(1e3 / making_ms)
-    assert told["utilization"] == pytest.approx(step_ms / 1e3 * rate_per_s, rel=1e-5)
-
-
-@given(**pipelines)
-def test_where_workers_hand_in_their_batches_together_those_of_the_last_time_are_waited_for_once(
-    count, workers, making_ms, share
-):
-    step_ms = making_ms * share / workers
-    with VirtualTime().passing() as clock:
-        loader = made(clock, count, making_ms * MS, workers=workers)
-        told = trained(loader, step_ms)
-    times = -(-count // workers)
-    others = count - (times - 1) * workers - 1
-    assert told["utilization"] == pytest.approx(count * step_ms / (times * making_ms + others * step_ms), rel=1e-5)
+        told = trained(made(clock, count, making_ms * workers * MS, workers=workers, steady=steady), step_ms)
+    if steady:
+        arrivals_ms = [making_ms * (i + 1) for i in range(count)]
+    else:
+        arrivals_ms = [making_ms * workers * (i // workers + 1) for i in range(count)]
+    expected = all_but_the_start(count, workers, step_ms, arrivals_ms)
+    assert told["utilization"] == pytest.approx(expected, rel=1e-5)
+    assert told["warm_up_steps"] in (0, workers)
+    if count >= 2 * workers and count % workers == 0:
+        # Then it is what it would be in an epoch without end.
+        assert told["utilization"] == pytest.approx(share, rel=1e-5)
 
 
 @given(**pipelines, ahead=st.integers(1, 8))
 def test_where_it_never_waits_it_is_busy_all_the_time(count, workers, making_ms, share, ahead):
+    # Where the loader's start is left out; else the first batch is waited for.
+    count = max(count, 2 * workers)
     with VirtualTime().passing() as clock:
         told = trained(made(clock, count, making_ms * MS, workers=workers, ahead=ahead), making_ms / share)
-    assert told["utilization"] == told["utilization_uncorrected"] == 1
+    assert (told["utilization"], told["utilization_uncorrected"]) == pytest.approx((1, 1))
 
 
-@given(count=st.integers(2, 40), making_ms=st.integers(1, 50), share=st.floats(0.1, 10))
+@given(count=st.integers(1, 40), making_ms=st.integers(1, 50), share=st.floats(0.1, 10))
 def test_where_nothing_is_made_in_advance_it_waits_for_every_batch(count, making_ms, share):
-    step_ms = making_ms * share
     with VirtualTime().passing() as clock:
-        told = trained(made(clock, count, making_ms * MS, ahead=0), step_ms)
-    expected = min(count * step_ms / (count * making_ms + (count - 1) * step_ms), 1)
-    assert told["utilization"] == pytest.approx(expected, rel=1e-5)
+        told = trained(made(clock, count, making_ms * MS, ahead=0), making_ms * share)
+    assert told["utilization"] == pytest.approx(share / (1 + share), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({}, 1),
+        ({"num_parallel_calls": 16}, 2),
+        ({"num_parallel_calls": 0}, 1),
+        ({"reading": "concurrent", "concurrency": 1}, 1),
+        ({"reading": "concurrent", "concurrency": 32}, 3),
+    ],
+)
+def test_a_pipeline_without_workers_makes_as_many_batches_at_a_time_as_it_reads(settings, left_out, monkeypatch):
+    monkeypatch.setattr(emulated, "cores", lambda: 3)
+    tensorflow = [f"framework.TensorFlow.{key}={value}" for key, value in settings.items()]
+    config = expand_settings({}, [*tensorflow, "framework.batch_size=8", "framework.epochs=1"])[0].config.resolved()
+    with VirtualTime().passing():
+        loader = MemoryBatches(batches(8))
+        trainer = Accelerator(config=config, dataloader=loader, model=None, device=None)
+        trainer.train()
+        assert trainer.accelerator(loader.take_epochs())["warm_up_steps"] == left_out
 
 
 # -- the fastest that is kept busy -----------------------------------------------------------------
@@ -296,6 +332,7 @@ PIPELINES = {
     "two that take turns": {"workers": 2, "ahead": 4, "steady": True},
     "five": {"workers": 5},
     "two, little data": {"workers": 2, "count": 16},
+    "five, two batches each": {"workers": 5, "count": 20},
 }
 
 
@@ -309,6 +346,21 @@ def test_the_fastest_is_as_fast_as_the_loader_to_the_target(name):
     # One that waits a tenth of its time for a loader is by a tenth faster than that, less what its epoch's end takes.
     assert 0.9 <= search.told["samples_per_s"] / rate_per_s <= 1 / TARGET + 0.01
     assert search.told["samples_per_s"] == pytest.approx(BATCH * 1e3 / search.told["batch_compute_ms"])
+
+
+def test_the_rate_is_that_of_the_samples_that_there_were():
+    """A batch may be smaller than is configured, such as an only one."""
+    search = Search(count=1)
+    assert [epoch.samples for epoch in search.finished.epochs] == [1]
+    assert search.told["samples_per_s"] == pytest.approx(1e3 / search.told["batch_compute_ms"])
+
+
+def test_of_one_batch_the_wait_for_it_counts():
+    told = Search(count=1).told
+    assert (told["steps"], told["warm_up_steps"], told["kept_busy"]) == (1, 0, False)
+    # At the loader's own rate; a step that is nine times as long would be kept busy, and tell nothing.
+    assert [trial["utilization"] for trial in told["trials"]] == [pytest.approx(0.5)]
+    assert told["batch_compute_ms"] == told["trials"][0]["batch_compute_ms"] == pytest.approx(20)
 
 
 @given(making_ms=st.integers(1, 40), workers=st.integers(1, 4), ahead=st.integers(4, 9))
@@ -326,7 +378,9 @@ def test_the_trials_and_the_target_are_in_the_record():
     assert search.told["target"] == TARGET
     assert 1 <= len(search.told["trials"]) <= MOST_TRIALS
     # The first is tried at the loader's own rate.
-    assert search.told["trials"][0] == {"batch_compute_ms": pytest.approx(20), "utilization": pytest.approx(1)}
+    assert search.told["trials"][0] == {
+        "batch_compute_ms": pytest.approx(20), "utilization": pytest.approx(1), "warm_up_steps": 1,
+    }  # fmt: skip
     assert search.told["batch_compute_ms"] in [trial["batch_compute_ms"] for trial in search.told["trials"]]
     assert json.loads(json.dumps(search.figures["accelerator"])) == search.told
 

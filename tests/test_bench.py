@@ -255,7 +255,8 @@ def test_what_a_run_looked_for_is_in_its_result(searched):
     ]
     read, loader = records["test_autoscale_read[fs-posix]"], records["test_autoscale_loader[fs-posix-torch-random]"]
     for figures, unit in ((read, "concurrency"), (loader, "num_workers")):
-        assert (figures["knee"][unit], figures["knee"]["stopped_by"]) == (1, "p99")
+        # No read is as fast as the bound.
+        assert (figures["knee"][unit], figures["knee"]["stopped_by"]) == (None, "p99")
         assert figures["objects"] == figures["catalog"]["objects"] == 8
         assert figures["rounds"] == 1
     assert {name.partition("[")[0] for name, one in records.items() if "client_bound" in one} == {
@@ -271,12 +272,14 @@ def test_what_a_run_looked_for_is_told_below_the_table_and_in_the_spreadsheet(se
     records, stdout, rows = searched
     verdict = records["test_ladder[fs-posix-torch-random]"]["ladder"]["verdict"]
     assert f"fs (posix), torch ladder: {verdict['sentence']}" in stdout
-    assert re.search(r"^fs +posix +torch ladder .* limit: " + verdict["limit"] + "$", stdout, re.MULTILINE)
+    limit = verdict["limit"] + (", client-bound" if verdict["client_bound"] else "")
+    assert re.search(f"^fs +posix +torch ladder .* limit: {limit}$", stdout, re.MULTILINE)
     assert re.search(r"^fs \(posix\), torch accelerator: .* kept busy to 90%", stdout, re.MULTILINE)
-    assert re.search(r"^fs \(posix\), read knee c1: 1: .*/s \(more pass the bound of p99\)$", stdout, re.MULTILINE)
-    assert re.search(r"^fs \(posix\), torch loader knee w1: 1: .*/s \(more pass", stdout, re.MULTILINE)
+    assert re.search(r"^fs \(posix\), read c1, no knee: 1: .*/s.* \(no knee: p99 is ", stdout, re.MULTILINE)
+    assert re.search(r"^fs \(posix\), torch loader w1, no knee: 1: .*/s \(no knee: p99 is ", stdout, re.MULTILINE)
     by_kind = {row["benchmark"].partition("[")[0]: row for row in rows}
     assert by_kind["test_ladder"]["limit"] == verdict["limit"]
+    assert by_kind["test_ladder"]["client_bound"] == str(verdict["client_bound"])
     assert by_kind["test_read"]["client_bound"] in ("True", "False")
     assert by_kind["test_accelerator"]["client_bound"] == by_kind["test_read"]["limit"] == ""
 
@@ -612,7 +615,29 @@ def test_a_json_that_cannot_be_written_fails_before_measuring():
     assert "/proc/out.json: cannot be written" in done.stdout + done.stderr
 
 
-def test_the_embedded_default_is_asked_for_no_accelerator_unless_by_name():
-    assert "test_accelerator" not in bench("--collect-only").stdout
-    asked = bench("--collect-only", "-k", "accelerator").stdout
+@pytest.mark.parametrize("word", ["accelerator", "accel"])
+def test_the_embedded_default_is_asked_for_an_accelerator_by_name(word):
+    asked = bench("--collect-only", "-k", word).stdout
     assert asked.count("test_accelerator[") == 6
+
+
+def test_the_embedded_default_is_asked_for_no_accelerator_otherwise():
+    done = bench("--collect-only").stdout
+    assert "test_accelerator" not in done
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("autoscale", ["test_autoscale_loader, test_autoscale_read", "--dnn-autoscale"]),
+        ("autoscale_read or listing", ["dnnbench: test_autoscale_read: ", "--dnn-autoscale"]),
+        ("test_a", ["test_autoscale_loader, test_autoscale_read", "test_accelerator: ", "-k accelerator"]),
+    ],
+)
+def test_what_is_selected_and_yet_not_run_is_told_with_what_to_do(expression, words):
+    stdout = bench("--collect-only", "-k", expression).stdout
+    assert all(word in stdout for word in words), stdout
+
+
+def test_what_is_selected_by_the_way_and_not_run_is_not_told():
+    assert "autoscale" not in bench("--collect-only", "-k", "aws and torch").stdout

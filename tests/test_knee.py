@@ -12,7 +12,7 @@ from dnnbench import knee, sampling
 from dnnbench.config import Config, expand_settings
 from dnnbench.errors import MeasurementError
 from dnnbench.knee import GROWTH, NEAR, LoaderKnee, ReadKnee, Step, find_knee
-from dnnbench.metrics import record
+from dnnbench.metrics import Tally, record
 
 COUNT = 32
 
@@ -30,6 +30,10 @@ def found(rates, p99_ms=(), most=1024, bound_ms=None):
     result = find_knee(measure, most, bound_ms)
     assert [step.level for step in result.curve] == asked
     return result
+
+
+def level_of(result):
+    return result.step and result.step.level
 
 
 @pytest.mark.parametrize(
@@ -52,13 +56,17 @@ def test_known_curves_have_their_knee(rates, knee_level, last_level, stopped_by)
 
 @pytest.mark.parametrize(
     ("bound_ms", "knee_level", "last_level", "stopped_by"),
-    [(15, 2, 4, "p99"), (20, 4, 8, "p99"), (5, 1, 1, "p99"), (10, 1, 2, "p99"), (1e9, 8, 8, "most")],
+    [(15, 2, 4, "p99"), (20, 4, 8, "p99"), (5, None, 1, "p99"), (10, 1, 2, "p99"), (1e9, 8, 8, "most")],
 )
-def test_a_level_beyond_the_bound_ends_the_curve_and_is_not_the_knee_unless_it_is_the_first(
-    bound_ms, knee_level, last_level, stopped_by
-):
+def test_a_level_beyond_the_bound_ends_the_curve_and_is_not_the_knee(bound_ms, knee_level, last_level, stopped_by):
     result = found([100, 200, 400, 800], p99_ms=[10, 12, 20, 50], most=8, bound_ms=bound_ms)
-    assert (result.step.level, result.curve[-1].level, result.stopped_by) == (knee_level, last_level, stopped_by)
+    assert (level_of(result), result.curve[-1].level, result.stopped_by) == (knee_level, last_level, stopped_by)
+
+
+@pytest.mark.parametrize("enough_for", [1, 2, 4])
+def test_the_curve_ends_where_there_are_too_few_batches_for_more(enough_for):
+    result = find_knee(lambda level: Step(level, 100.0 * level, 1.0, 2.0) if level <= enough_for else None, 1024)
+    assert (result.step.level, result.curve[-1].level, result.stopped_by) == (enough_for, enough_for, "batches")
 
 
 def flat_twice(curve):
@@ -78,10 +86,9 @@ curves = {
 @given(**curves)
 @example(rates=[1.0, 2.0, 4.0], p99_ms=[1.0, 9.0], most=4, bound_ms=5.0)
 @example(rates=[1.0], p99_ms=[1.0], most=1024, bound_ms=None)
-def test_any_curve_has_a_knee_within_the_bound_and_ends_where_it_should(rates, p99_ms, most, bound_ms):
+def test_any_curve_has_a_knee_within_the_bound_if_any_is_and_ends_where_it_should(rates, p99_ms, most, bound_ms):
     result = found(rates, p99_ms, most, bound_ms)
     curve, one = result.curve, result.step
-    assert one in curve
     assert [step.level for step in curve] == [2**i for i in range(len(curve))]
     assert curve[-1].level <= most
 
@@ -89,11 +96,12 @@ def test_any_curve_has_a_knee_within_the_bound_and_ends_where_it_should(rates, p
         return bound_ms is not None and step.latency_p99_ms > bound_ms
 
     within = [step for step in curve if not beyond(step)]
-    assert one in within or (one is curve[0] and not within)
-    # The lowest of those that give nearly all there is.
-    highest_per_s = max(step.per_s for step in within or curve[:1])
-    assert one.per_s >= NEAR * highest_per_s
-    assert all(step.per_s < NEAR * highest_per_s for step in within if step.level < one.level)
+    assert one in within or (one is None and not within)
+    if one:
+        # The lowest of those that give nearly all there is.
+        highest_per_s = max(step.per_s for step in within)
+        assert one.per_s >= NEAR * highest_per_s
+        assert all(step.per_s < NEAR * highest_per_s for step in within if step.level < one.level)
     # None before the last one was a reason to stop; the last one was, or there are no more.
     for end in range(1, len(curve)):
         assert not beyond(curve[end - 1])
@@ -171,11 +179,13 @@ def test_of_a_storage_that_waits_the_knee_of_reads_is_the_most_that_are_tried(tm
     assert "client_bound" in figures
 
 
-def test_a_bound_that_no_read_keeps_leaves_one_read_in_flight(tmp_path):
+def test_a_bound_that_no_read_keeps_has_no_knee(tmp_path):
     storage = MemoryStorage(make_contents(COUNT), name="aws", log=tmp_path / "log")
-    figures, read = timed(ReadKnee(storage, make_catalog(storage.contents), Config(), 1e-9), storage)
-    assert (figures["knee"]["concurrency"], figures["knee"]["stopped_by"]) == (1, "p99")
-    assert len(figures["knee"]["curve"]) == 1
+    workload = ReadKnee(storage, make_catalog(storage.contents), Config(), 1e-9)
+    figures, read = timed(workload, storage)
+    told = figures["knee"]
+    assert [told[key] for key in ("concurrency", "per_s", "latency_p99_ms")] == [None] * 3
+    assert (told["stopped_by"], len(told["curve"]), workload.what) == ("p99", 1, "read c1, no knee")
     assert sorted(read) == sorted(storage.contents)
 
 
@@ -200,9 +210,10 @@ class Loaders:
 
     def __call__(self, config, catalog):
         framework = config.framework
-        self.asked.append((framework.pytorch.loader.num_workers, framework.tensorflow.num_parallel_calls))
+        tensorflow = framework.tensorflow
+        self.asked.append((framework.pytorch.loader.num_workers, tensorflow.num_parallel_calls, tensorflow.concurrency))
         level = max(self.asked[-1])
-        made = VirtualLoader(self.clock, catalog, 1, 10_000_000, workers=min(level, self.useful))
+        made = VirtualLoader(self.clock, catalog, framework.batch_size, 10_000_000, workers=min(level, self.useful))
         if level == self.fails_at:
             made._unpack = self._fail
         self.made.append(made)
@@ -212,18 +223,30 @@ class Loaders:
         raise MeasurementError("a worker died")
 
 
-def loader_knee(loaders, framework, bound_ms=None):
+def loader_knee(loaders, framework, bound_ms=None, batch_size=1, **tensorflow):
     contents = make_contents(COUNT)
+    # The least of each, so that a level is the largest of what a loader is asked for.
     settings = ["framework.PyTorch.DataLoader.num_workers=0", "framework.TensorFlow.num_parallel_calls=0"]
-    config = expand_settings({}, [*settings, "framework.batch_size=1"])[0].config
+    settings += ["framework.TensorFlow.concurrency=1", f"framework.batch_size={batch_size}"]
+    settings += [f"framework.TensorFlow.{key}={value}" for key, value in tensorflow.items()]
+    config = expand_settings({}, settings)[0].config
     storage = MemoryStorage(contents, name="aws")
     return LoaderKnee(storage, make_catalog(contents), config, loaders, framework, bound_ms)
 
 
-@pytest.mark.parametrize(("framework", "unit"), [("torch", "num_workers"), ("tf", "num_parallel_calls")])
-def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, unit):
+@pytest.mark.parametrize(
+    ("framework", "reading", "unit", "place"),
+    [
+        ("torch", "plain", "num_workers", 0),
+        ("tf", "plain", "num_parallel_calls", 1),
+        ("tf", "concurrent", "concurrency", 2),
+    ],
+)
+def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, reading, unit, place, monkeypatch):
+    monkeypatch.setattr(knee, "MOST_IN_FLIGHT", 1024)
+    monkeypatch.setattr(knee, "cores", lambda: 64)
     loaders = Loaders()
-    workload = loader_knee(loaders, framework)
+    workload = loader_knee(loaders, framework, reading=reading)
     with loaders.clock.passing():
         workload.prepare(0)
         workload.run()
@@ -236,7 +259,7 @@ def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, unit):
     assert "client_bound" not in told["curve"][0]
     # What is timed is one epoch of a loader at the knee, and only that framework's setting was changed.
     levels = [1, 2, 4, 8, 16, 4]
-    assert loaders.asked == [(level, 0) if framework == "torch" else (0, level) for level in levels]
+    assert loaders.asked == [tuple(level if i == place else (0, 0, 1)[i] for i in range(3)) for level in levels]
     assert [epoch.samples for epoch in finished.epochs] == [COUNT]
     assert workload.what == f"{framework} loader knee {'w' if framework == 'torch' else 'c'}4"
     # Each is gone before the next one starts, and the last one when the benchmark is over.
@@ -245,14 +268,99 @@ def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, unit):
     assert all(one.closed == 1 and one.started for one in loaders.made)
 
 
-@pytest.mark.parametrize(("bound_ms", "asked"), [(9, [1, 1]), (10, [1, 2, 4, 8, 16, 4])])
-def test_a_bound_that_no_loader_keeps_leaves_one_worker(bound_ms, asked):
+def test_a_pipeline_that_reads_whole_batches_has_no_more_in_flight_than_one_for_each_processor(monkeypatch):
+    monkeypatch.setattr(knee, "MOST_IN_FLIGHT", 1024)
+    monkeypatch.setattr(knee, "cores", lambda: 2)
+    loaders = Loaders(useful=64)
+    workload = loader_knee(loaders, "tf", batch_size=4, reading="concurrent")
+    with loaders.clock.passing():
+        workload.prepare(0)
+    assert [concurrency for _, _, concurrency in loaders.asked][:-1] == [1, 2, 4, 8]
+    workload.close()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "levels", "stopped_by"), [(1, [1, 2, 4, 8, 16], "batches"), (2, [1, 2, 4, 8], "batches"),
+        (8, [1, 2], "batches"), (20, [1], "batches"), (64, [1], "batches")],
+)  # fmt: skip
+def test_there_is_no_level_whose_workers_have_less_than_two_batches_each(batch_size, levels, stopped_by):
+    loaders = Loaders(useful=64)
+    workload = loader_knee(loaders, "torch", batch_size=batch_size)
+    with loaders.clock.passing():
+        workload.prepare(0)
+    workload.close()
+    assert [workers for workers, *_ in loaders.asked][:-1] == levels
+    assert (workload._knee.step.level, workload._knee.stopped_by) == (levels[-1], stopped_by)
+
+
+def test_each_worker_has_as_many_batches_as_the_others():
+    """Of five batches for two workers, one would have none while the other reads its third."""
+    loaders = Loaders()
+    workload = loader_knee(loaders, "torch", batch_size=6)
+    with loaders.clock.passing():
+        workload.prepare(0)
+    workload.close()
+    assert [len(one) for one in loaders.made[:-1]] == [5, 4]
+    assert [len(set(one.catalog.items(range(len(one.catalog))))) for one in loaders.made[:-1]] == [30, 24]
+
+
+def test_batches_that_run_out_on_the_way_end_the_curve_and_lose_nothing():
+    """In sequential order each worker leaves out what makes no whole batch: more workers than batches have nothing."""
+    from dnnbench.training import torch_build
+
+    storage = MemoryStorage(make_contents(COUNT), name="aws")
+    catalog = make_catalog(storage.contents)
+    # No process is started for that: what is wrong with a loader shows when it is made.
+    settings = ["framework.batch_size=8", "framework.PyTorch.DataLoader.drop_last=true"]
+    config = expand_settings({}, settings)[0].config
+    loaders, checked = Loaders(useful=64), []
+
+    def make_loader(config, part):
+        checked.append(torch_build.make_loader(config, storage, part, "sequential").expected_samples)
+        return loaders(config, part)
+
+    workload = LoaderKnee(storage, catalog, config, make_loader, "torch", None)
+    with loaders.clock.passing():
+        workload.prepare(0)
+    workload.close()
+    assert checked == [COUNT, COUNT, COUNT]
+    assert workload._knee.stopped_by == "batches"
+
+
+def test_a_dataset_that_reads_past_the_storage_is_one_line():
+    loaders = Loaders()
+    workload = loader_knee(loaders, "torch")
+
+    def past_the_storage(config, catalog):
+        made = loaders(config, catalog)
+        unpack = made._unpack
+
+        def unread(received, epoch):
+            tally, epoch.tally = epoch.tally, Tally()
+            batch = unpack(received, epoch)
+            epoch.tally = tally
+            return batch
+
+        made._unpack = unread
+        return made
+
+    workload._make_loader = past_the_storage
+    with loaders.clock.passing(), pytest.raises(MeasurementError, match=r"0 objects were read at the storage for 32"):
+        workload.prepare(0)
+    workload.close()
+    assert [one.closed for one in loaders.made] == [1]
+
+
+@pytest.mark.parametrize(("bound_ms", "asked", "level"), [(9, [1, 1], None), (10, [1, 2, 4, 8, 16, 4], 4)])
+def test_a_bound_that_no_loader_keeps_has_no_knee(bound_ms, asked, level):
     # A read takes ten milliseconds there.
     loaders = Loaders()
     workload = loader_knee(loaders, "torch", bound_ms)
     with loaders.clock.passing():
         workload.prepare(0)
-    assert [workers for workers, _ in loaders.asked] == asked
+    assert [workers for workers, *_ in loaders.asked] == asked
+    assert level_of(workload._knee) == level
+    assert workload.what == f"torch loader {f'knee w{level}' if level else 'w1, no knee'}"
     workload.close()
 
 

@@ -108,11 +108,14 @@ def test_a_raw_read_tells_whether_the_client_limits_it(path, cpu_ns, text):
     assert [row["client_bound"] for row in read(path)] == [text, "", "", ""]
 
 
-def test_a_ladder_tells_what_limits(path):
-    of_round = {"ladder": {"samples": 10, "verdict": {"limit": "storage latency", "gain": 2.0}}}
+@pytest.mark.parametrize("client_bound", [False, True])
+def test_a_ladder_tells_what_limits_and_whether_the_client_does(path, client_bound):
+    verdict = {"limit": "storage latency", "gain": 2.0, "client_bound": client_bound}
+    of_round = {"ladder": {"samples": 10, "verdict": verdict}}
     (row,) = rows("test_ladder[fs]", figures([{}], of_round=of_round))
     append(path, [row, *rows("test_read[fs]", figures())])
     assert [row["limit"] for row in read(path)] == ["storage latency", ""]
+    assert read(path)[0]["client_bound"] == str(client_bound)
     assert set(row) <= set(COLUMNS)
 
 

@@ -11,8 +11,10 @@ FIGURES = {
     "catalog": {"left_out": {}}, "settings": {}, "disturbed": None, "others_cpu_share": None,
 }  # fmt: skip
 SENTENCE = "decode limits, at 100 samples/s; without it compute would, at 2.0 times that; try first: sleep"
-LADDER = {"what": "torch ladder", "ladder": {"verdict": {"limit": "decode", "sentence": SENTENCE}}}
-EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8}
+VERDICT = {"limit": "decode", "sentence": SENTENCE, "client_bound": False}
+LADDER = {"what": "torch ladder", "ladder": {"verdict": VERDICT}}
+BOUND_LADDER = {"what": "torch ladder", "ladder": {"verdict": VERDICT | {"client_bound": True}}}
+EMULATED = {"batch_compute_ms": 12.5, "utilization": 0.914, "steps": 8, "warm_up_steps": 2}
 FASTEST = EMULATED | {"target": 0.9, "kept_busy": True, "samples_per_s": 2560.0, "trials": [{"utilization": 0.914}]}
 
 
@@ -36,12 +38,13 @@ def below(*several):
         ({"client_bound": False}, ""),
         ({"client_bound": True}, "client-bound"),
         (LADDER, "limit: decode"),
+        (BOUND_LADDER, "limit: decode, client-bound"),
         ({"accelerator": FASTEST}, "keeps 2,560/s busy"),
         ({"accelerator": FASTEST | {"kept_busy": False}}, ""),
         # A training with an emulated accelerator of a given speed looks for none.
         ({"accelerator": EMULATED}, ""),
     ],
-    ids=["nothing", "not bound", "bound", "ladder", "accelerator", "not busy", "emulated"],
+    ids=["nothing", "not bound", "bound", "ladder", "bound ladder", "accelerator", "not busy", "emulated"],
 )
 def test_a_mark_stands_at_the_end_of_the_line(figures, expected):
     assert mark(**figures) == expected
@@ -68,7 +71,7 @@ def test_certificates_that_were_not_verified_are_told_once_for_each_client():
 
 
 def test_readings_that_the_client_limits_are_counted_below():
-    (line,) = below({"client_bound": True}, {}, {"client_bound": True}, {"client_bound": False})
+    line, _ = below({"client_bound": True}, {}, BOUND_LADDER, {"client_bound": False})
     assert line.startswith("client-bound: 2 of the readings ")
     assert "nothing about the storage" in line
 
@@ -83,6 +86,12 @@ def test_an_accelerator_that_is_kept_busy_is_told_with_its_speed_and_how_busy_it
     for words in ("kept busy to 90%", " takes 2,560 samples/s (12.5 ms a batch)", "busy 91% of its epoch"):
         assert words in line
     assert "no accelerator" not in line
+    assert line.endswith("of its epoch")
+
+
+def test_an_epoch_too_short_to_leave_its_start_out_is_said_to_be():
+    (line,) = below({"what": "torch accelerator", "accelerator": FASTEST | {"warm_up_steps": 0}})
+    assert "the wait for its first batches counts" in line
 
 
 def test_where_none_is_kept_busy_the_line_says_so():
@@ -100,12 +109,24 @@ def test_where_none_is_kept_busy_the_line_says_so():
         ([100, 200, 200, 200], 1024, None, "1: 100/s, 2: 200/s, 4: 200/s, 8: 200/s (more bring no more)"),
         ([100, 2000], 2, None, "1: 100/s, 2: 2,000/s (as many as are tried)"),
         ([100, 200], 1024, 15, "1: 100/s, 2: 200/s (more pass the bound of p99)"),
+        ([100], 1024, 5, "1: 100/s (no knee: p99 is 10 ms, beyond the bound, already there)"),
+        ([100, 200, None], 1024, None, "1: 100/s, 2: 200/s (the data set has too few batches for more)"),
     ],
 )
 def test_a_knee_is_told_with_the_way_there_and_why_it_ended(rates, most, bound_ms, why):
-    found = find_knee(lambda level: Step(level, rates[level.bit_length() - 1], 5.0, 10.0 * level), most, bound_ms)
+    def measure(level):
+        rate = rates[level.bit_length() - 1]
+        return rate and Step(level, rate, 5.0, 10.0 * level)
+
+    found = find_knee(measure, most, bound_ms)
     knee = found.record("concurrency")
     assert below({"what": "read knee c2", "knee": knee}) == [f"aws (boto3), read knee c2: {why}"]
+
+
+def test_points_of_a_curve_that_the_client_limits_are_marked():
+    found = find_knee(lambda level: Step(level, 100.0 * level, 5.0, 10.0, client_bound=level > 1), 4)
+    (line,) = below({"what": "read knee c4", "knee": found.record("concurrency")})
+    assert " 1: 100/s, 2: 200/s client-bound, 4: 400/s client-bound (" in line
 
 
 def test_swept_settings_are_beside_what_was_measured():
