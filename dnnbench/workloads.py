@@ -111,8 +111,10 @@ class Reading:
         self.storage.open()
         if number == 0:
             # Connecting and signing in happen once in a training's life, so they are not read time.
-            key, size_bytes = self._items[0]
-            self.storage.read(key, size_bytes)
+            if self._concurrency is None:
+                self.storage.fetch(*self._items[0])
+            else:
+                self.storage.warm(self._items, self._concurrency)
         self.storage.meter.take()
         self._reads_before = self.storage.meter.reads
 
