@@ -471,6 +471,13 @@ def test_exactly_as_many_reads_are_in_flight_as_concurrency_says(concurrency, ba
     assert most == concurrency
 
 
+def test_batches_in_memory_have_the_dataset_that_they_came_from():
+    pipeline = MeteredPipeline(_bound(), 5)
+    loader = tensorflow_build.memory_loader(list(pipeline), pipeline)
+    assert len(loader.dataset) == COUNT
+    assert sum(len(labels) for _, labels in loader) == COUNT
+
+
 def test_drop_last_drops_others_each_time_where_a_buffer_shuffles():
     pipeline = MeteredPipeline(_bound(), 5, _section(shuffle_buffer=COUNT, drop_last=True))
     for _ in range(4):

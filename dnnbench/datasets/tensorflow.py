@@ -211,9 +211,10 @@ class MeteredPipeline(MeteredPasses):
 class MemoryPipeline(MeteredPipeline):
     """A pipeline of batches ``(images, labels)`` that are in memory already; all but the last of one length."""
 
-    def __init__(self, batches: Sequence[tuple[Any, Any]]) -> None:
+    def __init__(self, batches: Sequence[tuple[Any, Any]], like: MeteredPipeline) -> None:
         MeteredPasses.__init__(self)
         self._error = None
+        self.dataset = like.dataset
         self.batch_size = len(batches[0][1])
         images, labels = (tf.concat([batch[part] for batch in batches], 0) for part in (0, 1))
         self.expected_samples = len(labels)
