@@ -57,7 +57,7 @@ class Rungs:
     """One climb. Rates are samples/s; ``reads`` are raw reads, by what they stand for.
 
     ``reads["one reader"]``: as one worker (or the one process) reads; ``reads["loader"]``: as many in flight as the
-    whole loader has; ``reads["more"]``: `MORE_IN_FLIGHT` times as many.
+    whole loader has; ``reads["more"]``: `MORE_IN_FLIGHT` times as many, or what the objects allow.
     """
 
     reads: Mapping[str, Reads]
@@ -81,6 +81,10 @@ class Setup:
     workers: int
     concurrent: bool
     reduced: bool
+    # A worker has no more objects in flight than its batches have, whatever the concurrency.
+    batch_bound: bool = False
+    # Workers end with each epoch.
+    workers_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ def _storage_limit(rungs: Rungs) -> str:
     usable = rungs.cores, rungs.one_core_client
     if one.client_bound(*usable):
         return CLIENT
-    if not as_loader.client_bound(*usable):
+    # Where there are too few objects for more reads at a time, their rate tells nothing.
+    if not as_loader.client_bound(*usable) and more.in_flight >= 2 * as_loader.in_flight:
         if more.objects_per_s >= LATENCY_GROWTH * as_loader.objects_per_s:
             return LATENCY
         if not more.client_bound(*usable):
@@ -169,11 +174,17 @@ def _try_first(limit: str, setup: Setup, rungs: Rungs) -> str:
     torch = setup.framework == "torch"
     section = "framework.PyTorch" if torch else "framework.TensorFlow"
     more_workers = f"{section}.DataLoader.num_workers={rungs.cores}" if torch and setup.workers < rungs.cores else None
+    higher = f"a higher {section}.concurrency"
+    if setup.batch_bound:
+        higher = "a larger framework.batch_size (no more than two batches are in flight), or more num_workers"
+    less_overhead = more_workers or "a larger framework.batch_size, or less work in collating"
+    if setup.workers_end:
+        less_overhead = f"{section}.DataLoader.persistent_workers=true"
     settings = {
-        LATENCY: f"a higher {section}.concurrency" if setup.concurrent else f"{section}.reading=concurrent",
+        LATENCY: higher if setup.concurrent else f"{section}.reading=concurrent",
         CLIENT: "storage.s3.client_lib=obstore" if setup.client == "boto3" else more_workers,
         DECODE: more_workers if setup.reduced else "dataset.decode=reduced",
-        LOADER: more_workers or "a larger framework.batch_size, or less work in collating",
+        LOADER: less_overhead,
         BANDWIDTH: "nothing here: the storage, or the network to it, gives no more",
         COMPUTE: "a faster device, or a smaller network: the storage would keep up",
     }

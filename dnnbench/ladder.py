@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from dnnbench.datasets.samples import ImageSamples
 from dnnbench.diagnosis import MORE_IN_FLIGHT, Reads, Rungs, Setup, diagnose
 from dnnbench.metrics import Round, per_second, percentiles_ms
 from dnnbench.plugins import load_class
 from dnnbench.probe import cores
-from dnnbench.sampling import MOST_IN_FLIGHT, ShareTraining, in_flight_of, loader_pass, raw_reads, share_of_catalog
+from dnnbench.sampling import (
+    MOST_IN_FLIGHT,
+    ShareTraining,
+    in_flight_of,
+    loader_pass,
+    most_of_batches,
+    raw_reads,
+    share_of_catalog,
+)
 from dnnbench.storage.base import Storage
 from dnnbench.storage.held import HeldStorage
 
@@ -30,8 +39,9 @@ class Ladder(ShareTraining):
         load_class("training.name", self._config.training.name, self._build.TRAININGS, self._build.DNNTrain)
 
     def prepare(self, number: int) -> None:
-        one_reader, in_flight = in_flight_of(self._config, self._framework)
-        self.catalog, serial = share_of_catalog(self.storage, self.catalog, self._config, in_flight)
+        one_reader, in_flight = in_flight_of(self._config, self._framework, self._access)
+        workers = self._setup().workers
+        self.catalog, serial = share_of_catalog(self.storage, self.catalog, self._config, in_flight, workers)
         reads = {
             "one reader": serial if one_reader == 1 else self._read(one_reader),
             "loader": self._read(in_flight),
@@ -44,7 +54,7 @@ class Ladder(ShareTraining):
         memory_per_s = _rate(self._pass(self._loader(held), warm=True)[0])
         overhead_per_s = _rate(self._pass(self._loader(held, fixed=True), warm=True)[0])
         self.loader = self._loader(self.storage)
-        epoch, batches = self._pass(self.loader)
+        epoch, batches = self._pass(self.loader, keep=True)
         loader_per_s = _rate(epoch)
         latency_ms = float(percentiles_ms(epoch.tally.latency_ns).get("latency_p50_ms", 0.0))
         compute_per_s = self._compute(batches)
@@ -82,7 +92,7 @@ class Ladder(ShareTraining):
         loader = self._make_loader(storage)
         if fixed:
             # Before the workers start: each has a dataset of its own.
-            dataset = getattr(loader.dataset, "dataset", loader.dataset)
+            dataset = loader.dataset if isinstance(loader.dataset, ImageSamples) else loader.dataset.dataset
             dataset.fixed_image = dataset[0][0]
         loader.start_workers()
         return loader
@@ -90,12 +100,12 @@ class Ladder(ShareTraining):
     def _read(self, in_flight: int) -> Reads:
         return raw_reads(self.storage, self.catalog, self._config, in_flight)
 
-    def _pass(self, loader: Any, warm: bool = False) -> tuple[Any, list[Any]]:
-        return loader_pass(loader, self.storage, self.catalog, self._config, warm)
+    def _pass(self, loader: Any, warm: bool = False, keep: bool = False) -> tuple[Any, list[Any]]:
+        return loader_pass(loader, self.storage, self.catalog, self._config, warm, keep)
 
     def _compute(self, batches: Sequence[Any]) -> float:
         """Samples/s of the trainer on batches that are in memory, the first one left out where there are more."""
-        loader = self._build.memory_loader(batches)
+        loader = self._build.memory_loader(batches, self.loader)
         trainer = self._build.make_trainer(self._config, loader, len(self.catalog.label_names))
         trainer.warm_up()
         trainer.train()
@@ -107,12 +117,17 @@ class Ladder(ShareTraining):
     def _setup(self) -> Setup:
         framework = self._config.framework
         torch = self._framework == "torch"
+        most = most_of_batches(self._config, self._framework, self._access)
         return Setup(
             framework=self._framework,
             client=self.storage.client,
             workers=max(framework.pytorch.loader.num_workers, 1) if torch else cores(),
             concurrent=(framework.pytorch if torch else framework.tensorflow).reading == "concurrent",
             reduced=self._config.dataset.decode == "reduced",
+            batch_bound=most is not None and framework.pytorch.concurrency >= most,
+            workers_end=torch
+            and framework.pytorch.loader.num_workers > 0
+            and not framework.pytorch.loader.persistent_workers,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
+from dnnbench.datasets.passes import batch_bytes
 from dnnbench.diagnosis import Reads
 from dnnbench.metrics import per_second, percentiles_ms
 from dnnbench.metrics_rounds import NS
@@ -22,8 +24,16 @@ from dnnbench.workloads import Training
 STEP_S = 1.0
 MOST_SAMPLES = 512
 MOST_BYTES = 256 * 1024 * 1024
+# Of each worker: with fewer it is told how some of them wait for others.
 LEAST_BATCHES = 4
+# Where many workers need more than the above, no more than this.
+MOST_SAMPLES_FOR_WORKERS = 8192
+MOST_BYTES_FOR_WORKERS = 1024 * 1024 * 1024
 MOST_IN_FLIGHT = 256
+# Raw reads are so many times those in flight, or more, where a second look at an object is no cheaper.
+LEAST_WAVES = 3
+# No pass of them begins reads after so long: a storage that gives little would take minutes.
+MOST_READING_S = 3.0
 # Shorter reads are repeated: the processors' accounts are kept in ticks of 10 ms.
 LEAST_READING_S = 0.3
 MOST_PASSES = 8
@@ -59,13 +69,23 @@ class ShareTraining(Training):
         return loader
 
 
-def share_of_catalog(storage: Storage, catalog: Catalog, config: Config, in_flight: int) -> tuple[Catalog, Reads]:
-    """(as many samples, by seed, as ``in_flight`` reads have time for, reads one after the other to find out)."""
-    order = np.random.default_rng(config.execution.seed).permutation(len(catalog))
+def share_of_catalog(
+    storage: Storage, catalog: Catalog, config: Config, in_flight: int, workers: int | None = None
+) -> tuple[Catalog, Reads]:
+    """(as many samples, by seed, as ``in_flight`` reads have time for, reads one after the other to find out).
+
+    The samples make `LEAST_BATCHES` for each of ``workers`` (None: PyTorch's ``num_workers``), which have nothing to do
+    otherwise. A catalog that is smaller is taken whole: what is told of many workers is then of some that wait.
+    """
+    random = np.random.default_rng(config.execution.seed)
+    order = random.permutation(len(catalog))
     batch = config.framework.batch_size
     mean_bytes = max(catalog.total_bytes / len(catalog), 1)
-    most = min(MOST_SAMPLES, max(int(MOST_BYTES / mean_bytes), batch), len(order))
-    chosen = catalog.select(np.sort(order[:most]))
+    workers = max(workers or config.framework.pytorch.loader.num_workers, 1)
+    least = max(LEAST_BATCHES * batch * workers, LEAST_WAVES * in_flight)
+    least = max(min(least, MOST_SAMPLES_FOR_WORKERS, int(MOST_BYTES_FOR_WORKERS / mean_bytes)), batch)
+    most = min(max(MOST_SAMPLES, least), max(int(MOST_BYTES / mean_bytes), least), len(order))
+    chosen = catalog.select(order[:most])
     ready_cache(storage, chosen, config)
     storage.open()
     # Connecting and signing in happen once in a training's life.
@@ -77,21 +97,33 @@ def share_of_catalog(storage: Storage, catalog: Catalog, config: Config, in_flig
             count += 1
     serial = watch.reads()
     wanted = int(serial.objects_per_s * STEP_S * max(in_flight // 2, 1))
-    samples = min(max(wanted, LEAST_BATCHES * batch), most)
-    return chosen.select(np.arange(samples - samples % batch if samples > batch else samples)), serial
+    samples = min(max(wanted, least), most)
+    samples -= samples % batch if samples > batch else 0
+    # In the catalog's order, as a training reads them that shuffles nothing; cut before, or the end of it were missing.
+    return catalog.select(np.sort(order[:samples])), serial
 
 
 def raw_reads(storage: Storage, catalog: Catalog, config: Config, in_flight: int) -> Reads:
-    """Reads every sample with ``in_flight`` reads at a time, once or more."""
+    """Reads every sample with ``in_flight`` reads at a time, once or more.
+
+    More than there are samples are never in flight, and of files, whose second reading would be of the page cache, half
+    as many: what is told of one wave of reads is the same for any number of them.
+    """
     items = list(catalog.items(range(len(catalog))))
+    in_flight = max(min(in_flight, len(items) // 2 if storage.name == "fs" else len(items)), 1)
+    if storage.name != "fs":
+        # One pass after the other without a gap, in which they would all wait for the last one.
+        items *= -(-LEAST_WAVES * in_flight // len(items))
     watch = Watch(storage, in_flight)
     # The threads and connections are there from here on, as they are in a loader that has run for a while.
     ready_cache(storage, catalog, config)
-    storage.fetch_each(items[: 2 * in_flight], in_flight)
+    storage.warm(items, in_flight)
     for _ in range(MOST_PASSES):
         ready_cache(storage, catalog, config)
         with watch:
-            storage.fetch_each(items, in_flight)
+            # Its step is the interpreter's own, so that threads may share it.
+            in_time = itertools.takewhile(lambda _: watch.elapsed_s() < MOST_READING_S, items)
+            storage.fetch_each(in_time, in_flight)
         if watch.wall_ns >= LEAST_READING_S * NS:
             break
     return watch.reads()
@@ -102,7 +134,7 @@ def ready_cache(storage: Storage, catalog: Catalog, config: Config, warm: bool =
     if storage.name == "fs":
         cold = not warm and config.execution.cache == page_cache.COLD
         make = page_cache.make_cold if cold else page_cache.make_warm
-        # A file that is gone, or not ours to read: reading it says so, in the storage's words.
+        # Where a file is gone or not ours to read, the reading says so, with the storage's words.
         with contextlib.suppress(OSError):
             make(catalog.key(i) for i in range(len(catalog)))
 
@@ -154,28 +186,41 @@ class Watch:
 
 
 def loader_pass(
-    loader: Any, storage: Storage, catalog: Catalog, config: Config, warm: bool = False
+    loader: Any, storage: Storage, catalog: Catalog, config: Config, warm: bool = False, keep: bool = False
 ) -> tuple[Any, list[Any]]:
-    """(the account, the batches) of the second pass over a loader whose workers run.
+    """(the account of the second pass over a loader whose workers run, with ``keep`` some batches of the first one).
 
-    In the first one workers still load what they need, which would pass for overhead.
+    In the first one workers still load what they need, which would pass for overhead. No more batches are kept than
+    `MOST_SAMPLES` and `MOST_BYTES`, or two, and none of them in the memory that workers share.
     """
-    for _ in range(2):
+    kept: list[Any] = []
+    samples, held_bytes = 0, 0
+    for number in range(2):
         ready_cache(storage, catalog, config, warm)
         storage.meter.take()
         loader.take_epochs()
-        batches = list(loader)
+        for batch in loader:
+            if keep and number == 0 and (len(kept) < 2 or (samples < MOST_SAMPLES and held_bytes < MOST_BYTES)):
+                kept.append(loader.keep(batch))
+                samples, held_bytes = samples + len(batch[1]), held_bytes + batch_bytes(batch)
     (epoch,) = loader.take_epochs()
-    return epoch, batches
+    return epoch, kept
 
 
-def in_flight_of(config: Config, framework: str) -> tuple[int, int]:
+def in_flight_of(config: Config, framework: str, access: str = "random") -> tuple[int, int]:
     """Reads in flight at the configured settings: of one reader, which is a process, and of the whole loader."""
+    batches = most_of_batches(config, framework, access)
     if framework == "torch":
         torch = config.framework.pytorch
-        one = torch.concurrency if torch.reading == "concurrent" else 1
+        one = min(torch.concurrency, batches or torch.concurrency) if torch.reading == "concurrent" else 1
         whole = one * max(torch.loader.num_workers, 1)
     else:
         tf = config.framework.tensorflow
         one = whole = tf.concurrency if tf.reading == "concurrent" else tf.num_parallel_calls or cores()
     return min(one, MOST_IN_FLIGHT), min(whole, MOST_IN_FLIGHT)
+
+
+def most_of_batches(config: Config, framework: str, access: str) -> int | None:
+    """Reads that the batches which one worker knows of allow to be in flight, or None where it knows of all."""
+    # A map-style worker knows its batch and the next one; an iterable one its share, and tf.data the whole order.
+    return 2 * config.framework.batch_size if framework == "torch" and access == "random" else None

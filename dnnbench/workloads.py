@@ -120,7 +120,10 @@ class Reading:
         self.storage.open()
         if number == 0:
             # Connecting and signing in happen once in a training's life, so they are not read time.
-            self.storage.fetch(*self._items[0])
+            if self._concurrency is None:
+                self.storage.fetch(*self._items[0])
+            else:
+                self.storage.warm(self._items, self._concurrency)
         self.again()
 
     def again(self) -> bool:

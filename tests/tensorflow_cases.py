@@ -464,6 +464,39 @@ def test_as_many_reads_are_in_flight_as_are_asked_for_whatever_the_cores(setting
     assert sum(len(labels) for _, labels in MeteredPipeline(dataset, 4, _section(**settings))) == 2 * count
 
 
+@pytest.mark.parametrize(("concurrency", "batch_size"), [(3, 11), (5, 11), (12, 2)])
+def test_exactly_as_many_reads_are_in_flight_as_concurrency_says(concurrency, batch_size):
+    contents = make_contents(COUNT)
+    dataset = TensorFlowImageClassificationDataset()
+    storage = MemoryStorage(contents)
+    together, guard, read = threading.Barrier(concurrency), threading.Lock(), storage._read
+    begun = now = most = 0
+
+    def counted(key, size_bytes):
+        nonlocal begun, now, most
+        with guard:
+            begun, now = begun + 1, now + 1
+            most, first = max(most, now), begun <= concurrency
+        if first:
+            together.wait(timeout=60)
+        with guard:
+            now -= 1
+        return read(key, size_bytes)
+
+    storage._read = counted
+    dataset.bind(storage, make_catalog(contents))
+    dataset.concurrency = concurrency
+    assert sum(len(labels) for _, labels in MeteredPipeline(dataset, batch_size, _section())) == COUNT
+    assert most == concurrency
+
+
+def test_batches_in_memory_have_the_dataset_that_they_came_from():
+    pipeline = MeteredPipeline(_bound(), 5)
+    loader = tensorflow_build.memory_loader(list(pipeline), pipeline)
+    assert len(loader.dataset) == COUNT
+    assert sum(len(labels) for _, labels in loader) == COUNT
+
+
 def test_drop_last_drops_others_each_time_where_a_buffer_shuffles():
     pipeline = MeteredPipeline(_bound(), 5, _section(shuffle_buffer=COUNT, drop_last=True))
     for _ in range(4):

@@ -1,5 +1,6 @@
 """The ladder over trainings in which one layer limits by construction; and what a verdict says of given figures."""
 
+import dataclasses
 import fcntl
 import io
 import time
@@ -69,6 +70,17 @@ class SlowCollate(RandomAccessDataset):
         return super().collate_fn(samples)
 
 
+class OwnGetitem(RandomAccessDataset):
+    """Reads and decodes by itself, and has a member called ``dataset``, as many have."""
+
+    def __init__(self, config={}):  # noqa: B006
+        super().__init__(config=config)
+        self.dataset = config["dataset"]
+
+    def __getitem__(self, index):
+        return self.decode(self.storage.read(self.catalog.key(index))), self.catalog.label(index)
+
+
 class FastTrainer(DNNTrain):
     """Looks at every batch, and that is all."""
 
@@ -82,6 +94,15 @@ class FastTrainer(DNNTrain):
         for _ in range(self.epochs):
             for _images, labels in self.train_dataloader:
                 time.sleep(self.of_a_sample_s * len(labels))
+
+
+class TutorialTrainer(FastTrainer):
+    """Asks its loader for what PyTorch's tutorial asks for."""
+
+    def train(self):
+        assert len(self.train_dataloader.dataset) >= 16
+        assert self.train_dataloader.batch_size == 8
+        super().train()
 
 
 class SlowTrainer(FastTrainer):
@@ -148,6 +169,19 @@ def test_the_layer_that_limits_by_construction_is_named(limit, tmp_path):
     assert verdict["next_limit"] != limit
     # The figures around the verdict are those of the whole epoch.
     assert figures["objects"] == figures["ladder"]["samples"] >= 32
+
+
+def test_a_dataset_that_decodes_by_itself_is_limited_by_decoding():
+    storage = MemoryStorage(large_pictures(32), name="aws")
+    figures, verdict = climb(storage, [WORKERS + "1", f"dataset.name={__file__}:OwnGetitem"])
+    assert verdict["limit"] == DECODE, figures["ladder"]
+
+
+def test_a_trainer_may_ask_for_the_loaders_dataset():
+    figures, _ = climb(
+        MemoryStorage(make_contents(16), name="aws"), [WORKERS + "0", f"training.name={__file__}:TutorialTrainer"]
+    )
+    assert figures["ladder"]["compute_per_s"] > 0
 
 
 def test_the_ladder_ends_its_workers_and_what_it_holds(tmp_path, monkeypatch):
@@ -246,6 +280,24 @@ def test_where_one_process_cannot_read_enough_to_tell_the_latency_under_load_doe
     busy = {"one reader": reads(), "loader": reads(32, 900.0, own=1.0), "more": reads(128, 900.0, own=1.0)}
     assert diagnose(rungs(reads=busy, loader_latency_p50_ms=12.0), SETUP).limit == LATENCY
     assert diagnose(rungs(reads=busy, loader_latency_p50_ms=40.0), SETUP).limit == BANDWIDTH
+
+
+def test_what_is_tried_first_is_what_can_help():
+    def first(given, **setup):
+        return diagnose(given, dataclasses.replace(SETUP, **setup)).try_first
+
+    assert first(rungs(), concurrent=True) == "a higher framework.PyTorch.concurrency"
+    assert first(rungs(), concurrent=True, batch_bound=True).startswith("a larger framework.batch_size")
+    assert first(rungs(), batch_bound=True) == "framework.PyTorch.reading=concurrent"
+    loader = rungs(loader_per_s=25_000.0, memory_per_s=24_000.0, compute_per_s=1e6)
+    assert first(loader, workers_end=True) == "framework.PyTorch.DataLoader.persistent_workers=true"
+    assert "persistent" not in first(loader)
+
+
+def test_as_many_reads_at_a_time_tell_nothing_of_more():
+    few = {"one reader": reads(8), "loader": reads(64, 640.0), "more": reads(96, 700.0)}
+    assert diagnose(rungs(reads=few, loader_latency_p50_ms=11.0), SETUP).limit == LATENCY
+    assert diagnose(rungs(reads=few, loader_latency_p50_ms=40.0), SETUP).limit == BANDWIDTH
 
 
 def test_a_verdict_stands_whatever_the_noise_between_rungs():

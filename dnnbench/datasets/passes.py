@@ -156,8 +156,19 @@ class MeteredPasses(ABC):
         """Starts what can be started before reading; the seconds that took, or None."""
         return None
 
+    def keep(self, batch: Any) -> Any:
+        """The batch, such that many of them may be kept."""
+        return batch
+
     def close(self) -> None:  # noqa: B027 (not every loader holds something)
         """Gives back what the loader holds."""
+
+
+def batch_bytes(batch: Any) -> int:
+    """Bytes of the tensors and arrays of a batch, in whatever lists, tuples and dictionaries."""
+    if isinstance(batch, list | tuple | dict):
+        return sum(map(batch_bytes, batch.values() if isinstance(batch, dict) else batch))
+    return int(getattr(batch if hasattr(batch, "nbytes") else np.asarray(batch), "nbytes", 0))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -166,15 +177,23 @@ def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 class MemoryBatches(MeteredPasses):
-    """Batches ``(images, labels)`` that are in memory already, metered like any others."""
+    """Batches ``(images, labels)`` that are in memory already, metered like any others.
 
-    def __init__(self, batches: Sequence[tuple[Any, Any]]) -> None:
+    What it has not, such as ``dataset``, is asked of the loader ``like``, where given.
+    """
+
+    def __init__(self, batches: Sequence[tuple[Any, Any]], like: MeteredPasses | None = None) -> None:
         super().__init__()
-        self._batches = batches
+        self._batches, self._like = batches, like
         self.expected_samples = sum(len(labels) for _, labels in batches)
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or self._like is None:
+            raise AttributeError(name)
+        return getattr(self._like, name)
 
     def _start_pass(self, number: int) -> Iterator[Any]:
         return iter(self._batches)

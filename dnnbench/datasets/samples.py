@@ -52,8 +52,6 @@ class ImageSamples:
         return len(self.catalog)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        if self.fixed_image is not None:
-            return self.fixed_image, self.catalog.label(index)
         key = self._key(index)
         try:
             image = self._read(key)
@@ -64,6 +62,10 @@ class ImageSamples:
             raise
         return image, self.catalog.label(index)
 
+    def loader_sample(self, index: int) -> tuple[Any, int]:
+        """Sample ``index`` as a loader asks for it: whatever a subclass makes of ``[index]``, or `fixed_image`."""
+        return self[index] if self.fixed_image is None else (self.fixed_image, self.catalog.label(index))
+
     def read_samples(
         self, indices: Sequence[int], in_order: bool = False, concurrency: int | None = None
     ) -> Iterator[tuple[int, tuple[Any, int]]]:
@@ -73,8 +75,11 @@ class ImageSamples:
         read by that method, in threads.
         """
         concurrency = concurrency or self.concurrency
+        if concurrency is not None:
+            # Each is a thread.
+            concurrency = min(concurrency, max(len(indices), 1))
         if concurrency is None or self.fixed_image is not None:
-            yield from ((position, self[index]) for position, index in enumerate(indices))
+            yield from ((position, self.loader_sample(index)) for position, index in enumerate(indices))
         elif not self._reads_the_usual_way():
             yield from self.storage.in_flight(self.__getitem__, indices, concurrency, in_order)
         else:
@@ -151,7 +156,7 @@ class ReadAhead:
         """(index, sample) of a batch, in its order; ``upcoming`` is the one that will be asked for next, if any."""
         if self._stream is None or not self._asked or self._asked[0] != indices:
             # The first batch of a pass, or another one than was announced, after a pass that broke off.
-            self._restart()
+            self._restart(max(len(indices), len(upcoming or ())))
             self._ask(indices)
         if upcoming:
             self._ask(upcoming)
@@ -169,7 +174,7 @@ class ReadAhead:
         items: Iterable[Any] = self._dataset.catalog.items(indices) if self._usual else indices
         self._stream.ask(items)  # type: ignore[union-attr]
 
-    def _restart(self) -> None:
+    def _restart(self, batch: int) -> None:
         dataset = self._dataset
         if self._stream is not None:
             self._stream.stop()
@@ -177,7 +182,8 @@ class ReadAhead:
         self._usual = dataset._reads_the_usual_way()
         storage = dataset.storage
         call = (lambda item: storage.fetch(*item)) if self._usual else dataset.__getitem__
-        self._stream = storage.stream(call, dataset.concurrency or 1)
+        # Each is a thread, and no more than two batches are asked for.
+        self._stream = storage.stream(call, min(dataset.concurrency or 1, 2 * batch))
 
 
 def share_of(count: int, worker: int, workers: int, batch_size: int, drop_last: bool) -> range:

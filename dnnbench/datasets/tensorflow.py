@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import keras
@@ -73,9 +74,13 @@ class MeteredPipeline(MeteredPasses):
         count = len(dataset)
         self.expected_samples = count - count % batch_size if section.drop_last else count
         self._error: Exception | None = None
-        # Where batches are read whole: as many at a time as can be decoded at a time, which share what is in flight.
-        self._calls = dataset.concurrency and min(cores(), dataset.concurrency)
-        self._in_flight = (dataset.concurrency or 1) // (self._calls or 1)
+        # Where batches are read whole: as many at a time as can be decoded at a time, or as have so many objects. They
+        # share what is in flight.
+        concurrency = dataset.concurrency
+        self._calls = concurrency and min(max(cores(), -(-concurrency // batch_size)), concurrency)
+        self._shares: SimpleQueue[int] = SimpleQueue()
+        for number in range(self._calls or 0):
+            self._shares.put(((concurrency or 0) + number) // (self._calls or 1))
         # A dataset that reads a sample to know this reads it here, before any clock runs.
         self._image_dtype, self._image_shape = dataset.image_spec()
         self._pipeline = self._build()
@@ -132,7 +137,7 @@ class MeteredPipeline(MeteredPasses):
 
     def _read(self, index: Any) -> tuple[Any, Any]:
         try:
-            image, label = self.dataset[int(index)]
+            image, label = self.dataset.loader_sample(int(index))
             return self._pixels(int(index), image), np.int64(label)
         except Exception as exc:
             # TensorFlow would make an error of its own of it, and log its traceback; `_next` raises it as it is.
@@ -148,12 +153,15 @@ class MeteredPipeline(MeteredPasses):
     def _read_batch(self, indices: Any) -> tuple[Any, Any]:
         images = np.zeros((len(indices), *self._image_shape), self._image_dtype)
         labels = np.full(len(indices), -1, np.int64)
+        in_flight = self._shares.get()
         try:
-            for position, (image, label) in self.dataset.read_samples(indices.tolist(), concurrency=self._in_flight):
+            for position, (image, label) in self.dataset.read_samples(indices.tolist(), concurrency=in_flight):
                 images[position] = self._pixels(int(indices[position]), image)
                 labels[position] = label
         except Exception as exc:
             self._error = self._error or exc
+        finally:
+            self._shares.put(in_flight)
         return images, labels
 
     def _pixels(self, index: int, image: Any) -> Any:
@@ -221,9 +229,10 @@ class MeteredPipeline(MeteredPasses):
 class MemoryPipeline(MeteredPipeline):
     """A pipeline of batches ``(images, labels)`` that are in memory already; all but the last of one length."""
 
-    def __init__(self, batches: Sequence[tuple[Any, Any]]) -> None:
+    def __init__(self, batches: Sequence[tuple[Any, Any]], like: MeteredPipeline) -> None:
         MeteredPasses.__init__(self)
         self._error = None
+        self.dataset = like.dataset
         self.batch_size = len(batches[0][1])
         images, labels = (tf.concat([batch[part] for batch in batches], 0) for part in (0, 1))
         self.expected_samples = len(labels)

@@ -5,6 +5,7 @@ The loop that iterates sees plain batches; what its workers do is in `torch_work
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -216,6 +217,11 @@ class MeteredLoader(MeteredPasses):
         for worker in getattr(self._loader._iterator, "_workers", ()):
             times = psutil.Process(worker.pid).cpu_times()
             self._cpu_ns_by_pid[worker.pid] = round((times.user + times.system) * 1e9)
+
+    def keep(self, batch: Any) -> Any:
+        """A copy: each tensor that a worker sent holds a file open, and memory of which a machine has little."""
+        pinned = self._loader.pin_memory and torch.cuda.is_available()
+        return copy.deepcopy(batch) if self.num_workers and not pinned else batch
 
     def close(self) -> None:
         """Ends the workers."""

@@ -132,7 +132,7 @@ class MapBatches(Shipped, Dataset[Envelope]):
     def __getitem__(self, wanted: tuple[list[int], list[int] | None]) -> Envelope:
         indices, upcoming = wanted
         if self.dataset.concurrency is None or self.dataset.fixed_image is not None:
-            return _pack(self.dataset, lambda: ((index, self.dataset[index]) for index in indices))
+            return _pack(self.dataset, lambda: ((index, self.dataset.loader_sample(index)) for index in indices))
         return _pack(self.dataset, lambda: self._ahead.samples(indices, upcoming))
 
 

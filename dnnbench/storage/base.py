@@ -6,6 +6,7 @@ once, so that every backend is measured alike.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -230,7 +231,24 @@ class Storage(ABC):
         """
         return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
 
-    def fetch_each(self, items: Sequence[Item], concurrency: int) -> None:
+    def warm(self, items: Sequence[Item], concurrency: int) -> None:
+        """Starts the threads and makes the connections that ``concurrency`` reads of the items at a time will use.
+
+        Each of them reads one item, all at the same time.
+        """
+        items = items[:concurrency]
+        together = threading.Barrier(max(len(items), 1))
+
+        def fetch(item: Item) -> None:
+            # Nobody waits for ever where the others were never begun.
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(5)
+            self.fetch(*item)
+
+        for _ in self.in_flight(fetch, items, concurrency):
+            pass
+
+    def fetch_each(self, items: Iterable[Item], concurrency: int) -> None:
         """Reads items with ``concurrency`` reads in flight, and drops what was read."""
         self._counting_errors(self.open)
         self._readers.each(lambda item: self.fetch(*item), items, concurrency)

@@ -10,10 +10,12 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
+
+from dnnbench.errors import DnnbenchError
 
 T = TypeVar("T")
 # Objects that may be asked for and not yet taken, as a multiple of the reads in flight: so many that a
@@ -43,7 +45,7 @@ class Readers:
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1 (found {concurrency})")
-        return self._results(call, iter(items), concurrency, in_order)
+        return self._results(call, iter(items), _no_more_than(items, concurrency), in_order)
 
     def _results(
         self, call: Callable[[Any], T], items: Iterator[Any], concurrency: int, in_order: bool
@@ -72,18 +74,19 @@ class Readers:
         finally:
             calls.stop()
 
-    def each(self, call: Callable[[Any], object], items: Sequence[Any], concurrency: int) -> None:
+    def each(self, call: Callable[[Any], object], items: Iterable[Any], concurrency: int) -> None:
         """Calls ``call(item)`` for every item, with ``concurrency`` calls at a time, and returns when all are done.
 
+        One step of the items' iterator is one of the interpreter's, as that of a sequence is: threads share it.
         For what needs no answer: nothing is handed from thread to thread, which costs a fast storage a quarter
         of its rate. The first error stops the rest and is raised.
         """
+        concurrency = _no_more_than(items, concurrency)
         remaining = iter(items)
         stopped = threading.Event()
 
         def drain(_: int) -> None:
             try:
-                # One step of a sequence's iterator is one of the interpreter's, so threads may share it.
                 for item in remaining:
                     if stopped.is_set():
                         return
@@ -111,8 +114,15 @@ class Readers:
             if idle:
                 return idle.pop()
         calls: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(concurrency):
-            threading.Thread(target=_work, args=(calls,), daemon=True, name="dnnbench-read").start()
+        for started in range(concurrency):
+            try:
+                threading.Thread(target=_work, args=(calls,), daemon=True, name="dnnbench-read").start()
+            except RuntimeError as exc:
+                _end({started: [calls]})
+                raise DnnbenchError(
+                    f"{concurrency} reads at a time need as many threads, and only {started} could be started ({exc}); "
+                    "set a lower concurrency, or allow more processes (ulimit -u)"
+                ) from exc
         return calls
 
     def give_back(self, concurrency: int, calls: SimpleQueue[Any]) -> None:
@@ -123,6 +133,11 @@ class Readers:
         """Ends the threads that are idle."""
         with self._lock:
             _end(self._idle)
+
+
+def _no_more_than(items: Iterable[Any], concurrency: int) -> int:
+    """As many calls at a time as there are items, where that is known: each is a thread."""
+    return min(concurrency, max(len(items), 1)) if isinstance(items, Sized) else concurrency
 
 
 def _end(idle: dict[int, list[SimpleQueue[Any]]]) -> None:

@@ -48,9 +48,9 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return loader
 
 
-def memory_loader(batches: Sequence[tuple[Any, Any]]) -> MemoryPipeline:
-    """A metered loader of batches that are in memory."""
-    return MemoryPipeline(batches)
+def memory_loader(batches: Sequence[tuple[Any, Any]], like: MeteredPipeline) -> MemoryPipeline:
+    """A metered loader of batches that are in memory; its dataset is that of the loader that they came from."""
+    return MemoryPipeline(batches, like)
 
 
 def make_model(config: Config, classes: int) -> NeuralNetwork:

@@ -49,9 +49,9 @@ def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str)
     return loader
 
 
-def memory_loader(batches: Sequence[tuple[Any, Any]]) -> MemoryBatches:
-    """A metered loader of batches that are in memory."""
-    return MemoryBatches(batches)
+def memory_loader(batches: Sequence[tuple[Any, Any]], like: MeteredPasses) -> MemoryBatches:
+    """A metered loader of batches that are in memory; what it has not is asked of the loader that they came from."""
+    return MemoryBatches(batches, like)
 
 
 def make_model(config: Config, classes: int) -> NeuralNetwork:
