@@ -200,14 +200,14 @@ class LoaderKnee(Loading):
         return Step(level, rate, float(latency["latency_p50_ms"]), float(latency["latency_p99_ms"]))
 
     def _share(self, config: Config, level: int) -> Catalog | None:
-        """Samples enough for all workers, each with as many batches; None where there are too few of them."""
-        catalog, _ = share_of_catalog(self.storage, self.catalog, config, in_flight_of(config, self._framework)[1])
+        """By seed, samples enough for all workers, each with as many batches; None where there are too few of them."""
+        share, _ = share_of_catalog(self.storage, self.catalog, config, in_flight_of(config, self._framework)[1])
         one_round = level * (config.framework.batch_size if self._framework == "torch" else 1)
-        samples = len(catalog) - len(catalog) % one_round
-        if samples < LEAST_ROUNDS * one_round:
-            return catalog if level == 1 else None
-        chosen = np.random.default_rng(config.execution.seed).permutation(len(catalog))[:samples]
-        return catalog.select(np.sort(chosen))
+        samples = max(len(share) // one_round, LEAST_ROUNDS) * one_round
+        if samples > len(self.catalog):
+            return share if level == 1 else None
+        chosen = np.random.default_rng(config.execution.seed).permutation(len(self.catalog))[:samples]
+        return self.catalog.select(np.sort(chosen))
 
     def _with_level(self, level: int) -> Config:
         framework = self._config.framework

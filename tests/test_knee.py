@@ -304,6 +304,17 @@ def test_each_worker_has_as_many_batches_as_the_others():
     assert [len(set(one.catalog.items(range(len(one.catalog))))) for one in loaders.made[:-1]] == [30, 24]
 
 
+def test_more_workers_than_a_share_has_batches_for_get_a_larger_one(monkeypatch):
+    monkeypatch.setattr(knee, "share_of_catalog", lambda storage, catalog, *_: (catalog.select([0, 1]), None))
+    loaders = Loaders(useful=64)
+    workload = loader_knee(loaders, "torch", batch_size=2)
+    with loaders.clock.passing():
+        workload.prepare(0)
+    workload.close()
+    assert [len(one) for one in loaders.made[:-1]] == [2, 4, 8, 16]
+    assert workload._knee.stopped_by == "batches"
+
+
 def test_batches_that_run_out_on_the_way_end_the_curve_and_lose_nothing():
     """In sequential order each worker leaves out what makes no whole batch: more workers than batches have nothing."""
     from dnnbench.training import torch_build
