@@ -77,8 +77,7 @@ def share_of_catalog(
     The samples make `LEAST_BATCHES` for each of ``workers`` (None: PyTorch's ``num_workers``), which have nothing to do
     otherwise. A catalog that is smaller is taken whole: what is told of many workers is then of some that wait.
     """
-    random = np.random.default_rng(config.execution.seed)
-    order = random.permutation(len(catalog))
+    order = np.random.default_rng(config.execution.seed).permutation(len(catalog))
     batch = config.framework.batch_size
     mean_bytes = max(catalog.total_bytes / len(catalog), 1)
     workers = max(workers or config.framework.pytorch.loader.num_workers, 1)

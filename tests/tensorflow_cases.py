@@ -478,7 +478,7 @@ def test_exactly_as_many_reads_are_in_flight_as_concurrency_says(concurrency, ba
             begun, now = begun + 1, now + 1
             most, first = max(most, now), begun <= concurrency
         if first:
-            together.wait(timeout=60)
+            together.wait(timeout=20)
         with guard:
             now -= 1
         return read(key, size_bytes)
