@@ -306,3 +306,11 @@ def test_a_verdict_stands_whatever_the_noise_between_rungs():
     assert verdict.limit == LOADER
     assert verdict.gain >= 1
     assert all(share >= 0 for share in verdict.shares.values())
+
+
+def test_a_gain_is_no_more_than_the_reads_alone_allow():
+    # All but a millionth of the time is the loader's own.
+    almost = rungs(loader_per_s=100.0, memory_per_s=100.005, overhead_per_s=100.01, compute_per_s=1e6)
+    verdict = diagnose(almost, SETUP)
+    assert verdict.limit == LOADER
+    assert verdict.gain == pytest.approx(2 * 200 / 100)
