@@ -159,8 +159,7 @@ class LoaderKnee(Loading):
         if framework != "torch":
             self._unit = "num_parallel_calls"
             if config.framework.tensorflow.reading == "concurrent":
-                # One batch per processor is read at a time.
-                self._unit, self._most = "concurrency", min(MOST_IN_FLIGHT, cores() * config.framework.batch_size)
+                self._unit, self._most = "concurrency", MOST_IN_FLIGHT
 
     def prepare(self, number: int) -> None:
         self._knee = find_knee(self._step, self._most, self._p99_bound_ms)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dnnbench.accelerator import MOST_TRIALS, NEAR, TARGET, FastestAccelerator
 from dnnbench.config import Config, ConfigError, expand_settings
+from dnnbench.datasets import passes
 from dnnbench.datasets.passes import MemoryBatches
 from dnnbench.errors import MeasurementError
 from dnnbench.knee import LoaderKnee
@@ -268,11 +269,13 @@ def test_where_nothing_is_made_in_advance_it_waits_for_every_batch(count, making
         ({"num_parallel_calls": 16}, 2),
         ({"num_parallel_calls": 0}, 1),
         ({"reading": "concurrent", "concurrency": 1}, 1),
-        ({"reading": "concurrent", "concurrency": 32}, 3),
+        ({"reading": "concurrent", "concurrency": 16}, 3),
+        ({"reading": "concurrent", "concurrency": 32}, 4),
     ],
 )
 def test_a_pipeline_without_workers_makes_as_many_batches_at_a_time_as_it_reads(settings, left_out, monkeypatch):
     monkeypatch.setattr(emulated, "cores", lambda: 3)
+    monkeypatch.setattr(passes, "cores", lambda: 3)
     tensorflow = [f"framework.TensorFlow.{key}={value}" for key, value in settings.items()]
     config = expand_settings({}, [*tensorflow, "framework.batch_size=8", "framework.epochs=1"])[0].config.resolved()
     with VirtualTime().passing():

@@ -244,7 +244,6 @@ def loader_knee(loaders, framework, bound_ms=None, batch_size=1, **tensorflow):
 )
 def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, reading, unit, place, monkeypatch):
     monkeypatch.setattr(knee, "MOST_IN_FLIGHT", 1024)
-    monkeypatch.setattr(knee, "cores", lambda: 64)
     loaders = Loaders()
     workload = loader_knee(loaders, framework, reading=reading)
     with loaders.clock.passing():
@@ -266,17 +265,6 @@ def test_a_loaders_knee_is_where_more_workers_bring_no_more(framework, reading, 
     assert [one.closed for one in loaders.made] == [1] * 5 + [0]
     workload.close()
     assert all(one.closed == 1 and one.started for one in loaders.made)
-
-
-def test_a_pipeline_that_reads_whole_batches_has_no_more_in_flight_than_one_for_each_processor(monkeypatch):
-    monkeypatch.setattr(knee, "MOST_IN_FLIGHT", 1024)
-    monkeypatch.setattr(knee, "cores", lambda: 2)
-    loaders = Loaders(useful=64)
-    workload = loader_knee(loaders, "tf", batch_size=4, reading="concurrent")
-    with loaders.clock.passing():
-        workload.prepare(0)
-    assert [concurrency for _, _, concurrency in loaders.asked][:-1] == [1, 2, 4, 8]
-    workload.close()
 
 
 @pytest.mark.parametrize(

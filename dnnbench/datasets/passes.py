@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dnnbench.config import ConfigError
 from dnnbench.metrics import Tally
+from dnnbench.probe import cores
 
 
 @dataclass
@@ -169,6 +170,14 @@ def batch_bytes(batch: Any) -> int:
     if isinstance(batch, list | tuple | dict):
         return sum(map(batch_bytes, batch.values() if isinstance(batch, dict) else batch))
     return int(getattr(batch if hasattr(batch, "nbytes") else np.asarray(batch), "nbytes", 0))
+
+
+def batches_at_once(concurrency: int, batch_size: int) -> int:
+    """How many whole batches tf.data reads at a time, where they share ``concurrency`` reads in flight.
+
+    As many as can be decoded at a time, or as have so many objects.
+    """
+    return min(max(cores(), -(-concurrency // batch_size)), concurrency)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

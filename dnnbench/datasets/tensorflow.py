@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dnnbench.config import Config
-from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
+from dnnbench.datasets.passes import Epoch, MeteredPasses, batches_at_once, epoch_order
 from dnnbench.datasets.samples import ImageSamples
 from dnnbench.errors import MeasurementError
 from dnnbench.probe import cores
@@ -74,10 +74,8 @@ class MeteredPipeline(MeteredPasses):
         count = len(dataset)
         self.expected_samples = count - count % batch_size if section.drop_last else count
         self._error: Exception | None = None
-        # Where batches are read whole: as many at a time as can be decoded at a time, or as have so many objects. They
-        # share what is in flight.
         concurrency = dataset.concurrency
-        self._calls = concurrency and min(max(cores(), -(-concurrency // batch_size)), concurrency)
+        self._calls = batches_at_once(concurrency, batch_size) if concurrency else None
         self._shares: SimpleQueue[int] = SimpleQueue()
         for number in range(self._calls or 0):
             self._shares.put(((concurrency or 0) + number) // (self._calls or 1))

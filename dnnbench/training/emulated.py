@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dnnbench.config import Config
-from dnnbench.datasets.passes import Epoch, MemoryBatches
+from dnnbench.datasets.passes import Epoch, MemoryBatches, batches_at_once
 from dnnbench.metrics import utilization
 from dnnbench.probe import cores
 
@@ -111,5 +111,5 @@ class Emulation:
         framework = Config().resolved()["framework"] | dict(self.config.get("framework", {}))
         section = framework["TensorFlow"]
         if section["reading"] == "concurrent":
-            return int(min(cores(), section["concurrency"]))
+            return batches_at_once(int(section["concurrency"]), int(framework["batch_size"]))
         return -(-int(section["num_parallel_calls"] or cores()) // int(framework["batch_size"]))
