@@ -117,7 +117,11 @@ def test_every_output_tells_of_retries_and_of_verification_that_is_off(local_ser
         # A round's first read is that of making the connection.
         proxy.fail("error", status=503, code="SlowDown", after=2, times=2)
         done = bench(
-            f"--dnn-config={config}", f"--benchmark-json={out}", f"--dnn-set=metrics.path={table}", "-k", "read and serial"
+            f"--dnn-config={config}",
+            f"--benchmark-json={out}",
+            f"--dnn-set=metrics.path={table}",
+            "-k",
+            "read and serial",
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(+2 retries)" in done.stdout
