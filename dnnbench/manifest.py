@@ -84,7 +84,8 @@ def read_manifest(storage: Storage, source: str) -> Manifest | None:
         return Manifest(names, sha256)
     order = names.order()
     names, sha256 = names.take(order), sha256[order]
-    again = np.array([before == later for before, later in pairwise(names)], dtype=bool)
+    again = np.zeros(max(len(names) - 1, 0), dtype=bool)
+    again[names.repeated()] = True
     differs = np.flatnonzero(again & (sha256[1:] != sha256[:-1]).any(axis=1))
     if len(differs):
         which = os.fsdecode(names[int(differs[0])])

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import test_ladder
 from fakes import image_bytes
-from peers import free_ports
+from peers import free_ports, serve
 
 from dnnbench.config import S3Credentials
 from dnnbench.diagnosis import BANDWIDTH, CLIENT, COMPUTE, DECODE, LATENCY, LIMITS, LOADER
@@ -173,13 +173,7 @@ def serve_capped(upstream: str, queue: Queue[int]) -> None:
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 256
-        daemon_threads = True
-
-    server = Server(("127.0.0.1", 0), Handler)
-    queue.put(server.server_port)
-    server.serve_forever()
+    serve(Handler, queue)
 
 
 def case(limit: str, servers: Servers, contents: dict[str, bytes]) -> tuple[S3Storage, list[str]]:

@@ -325,6 +325,18 @@ def cpu_per_sample(servers: Servers) -> float:
 # -- listing ---------------------------------------------------------------------------------------
 
 
+def serve(handler: type[http.server.BaseHTTPRequestHandler], queue: Queue) -> None:  # type: ignore[type-arg]
+    """Answers on a free port, which it puts into the queue, until its process ends."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 256
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), handler)
+    queue.put(server.server_port)
+    server.serve_forever()
+
+
 def serve_listing(queue: Queue) -> None:  # type: ignore[type-arg]
     """An S3 server that lists `KEYS` keys, each page `AWAY_MS` away, and does nothing else."""
     names = [f"p/{i // 1000:04d}/img_{i:08d}.jpg" for i in range(KEYS)]
@@ -361,13 +373,7 @@ def serve_listing(queue: Queue) -> None:  # type: ignore[type-arg]
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 256
-        daemon_threads = True
-
-    server = Server(("127.0.0.1", 0), Handler)
-    queue.put(server.server_port)
-    server.serve_forever()
+    serve(Handler, queue)
 
 
 def boto3_listing(endpoint: str) -> float:
