@@ -237,12 +237,18 @@ def dss(all_of_dss):
 
 @pytest.fixture
 def in_dss(dss):
-    """(the DSS, keys in it, some of each cluster)."""
+    """(the DSS, sorted keys in it, four of each cluster)."""
     prefix = f"{uuid.uuid4()}/"
-    keys = [prefix + name for name in NAMES]
+    # As many names are looked at as it takes: now and then eight names in a row lie in one cluster.
+    candidates = [f"{prefix}{number:03}.jpg" for number in range(1000)]
+    keys = sorted(
+        key
+        for cluster in dss.upstream.clusters
+        for key in [key for key in candidates if dss.upstream.locate(key)[0].id == cluster.id][:4]
+    )
+    assert len(keys) == 4 * len(dss.upstream.clusters)
     for key in keys:
         dss.upstream.write(key, CONTENT)
-    assert len({dss.upstream.locate(key)[0].id for key in keys}) == len(dss.upstream.clusters)
     return dss, keys
 
 
