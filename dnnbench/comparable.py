@@ -67,7 +67,7 @@ def facts(result: Result, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         "catalog": {name: record["catalog"].get(name) for name in ("part", "hash", "objects", "bytes")},
         "configuration": _configuration(result, record),
         "storage": {"storage": benchmark.storage, "name": record.get("storage_label")},
-        "client": {"client": benchmark.client, **client, **versions},
+        "client": {"client": benchmark.client, **versions, **client},
         "software": {
             "dnnbench": machine.get("dnnbench"),
             "python": machine.get("python"),

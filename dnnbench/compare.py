@@ -307,7 +307,8 @@ def gate_metric(record: Mapping[str, Any]) -> Metric | None:
 
 def _metrics_of(record: Mapping[str, Any]) -> list[Metric]:
     first = gate_metric(record)
-    return [*([first] if first else []), *(metric for metric in OTHERS if metric.key in record)]
+    others = () if first is LISTING else (metric for metric in OTHERS if metric.key in record)
+    return [*([first] if first else []), *others]
 
 
 def _figure(record: Mapping[str, Any], metric: Metric) -> float | None:
