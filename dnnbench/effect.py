@@ -35,7 +35,7 @@ FEW_RUNS = 6
 # With few runs, or where less than a slow-down of so many tolerances would hardly be found, slower and faster together
 # may be wrong so often.
 WEAK_ERROR = 0.01
-WEAK_TOLERANCES = 1.5
+WEAK_TOLERANCES = 1.25
 # Fewer in a baseline know no spread.
 LEAST_BASELINE = 3
 # How often the smallest effect, and so many more runs, would lead to a verdict.

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.test_bench import bench, make_data
 
 ONE = ("-k", "listing")
