@@ -25,6 +25,7 @@ PLANTED = {
 SIGNED = ("AWS4-HMAC", "Signature=", "X-Amz-Signature", "x-amz-security-token", "X-Amz-Credential")
 _SIGNATURE = re.compile(r"Signature=([0-9a-f]{64})")
 _LOOK_S = 0.2
+LONGEST_S = 300
 MOST_TOLD = 5
 
 
@@ -74,7 +75,7 @@ def run(folder, *arguments, interrupt=None, **environment):
     try:
         if interrupt:
             threading.Thread(target=interrupt, args=(process,), daemon=True).start()
-        written, _ = process.communicate(timeout=120)
+        written, _ = process.communicate(timeout=LONGEST_S)
     finally:
         process.kill()
         ended.set()
