@@ -144,7 +144,7 @@ def test_what_fails_in_tensorflows_pipeline_shows_none(tmp_path, filled, answeri
     assert_no_trace(written, refusals.signatures)
 
 
-@pytest.mark.parametrize(("client", "kind"), zip(CLIENTS, ("dss", "aws", "dss"), strict=True))
+@pytest.mark.parametrize(("client", "kind"), list(zip(CLIENTS, ("dss", "aws", "dss"), strict=True)))
 def test_a_run_that_is_denied_shows_none(tmp_path, answering_server, client, kind):
     refusals = Refusals("SignatureDoesNotMatch")
     config = configure(tmp_path, answering_server(403, refusals), "bucket", storage=kind, client=client)
