@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dnnbench.check import check_configuration
-from dnnbench.config import Config, expand_settings, exposed_secrets, load_config
+from dnnbench.config import Config, expand_settings, exposed_secrets, load_config, without_secrets
 from dnnbench.errors import DnnbenchError
 from dnnbench.run import run_benchmarks
 
@@ -32,15 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options) or 0)
     except DnnbenchError as exc:
-        print(f"dnnbench: {exc}", file=sys.stderr)
+        print(f"dnnbench: {without_secrets(str(exc))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("dnnbench: interrupted; what was written is whole, run again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it says of a mistake shows no secret."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_secrets(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dnnbench", description=__doc__)
+    parser = _Parser(prog="python -m dnnbench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     places = "a folder, s3://BUCKET/PREFIX, dss or dss:PREFIX"
 

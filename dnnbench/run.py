@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnnbench.config import expand_settings, load_config, names_secret
+from dnnbench.config import expand_settings, load_config, without_secrets
 
 INTERRUPT_PATIENCE_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ def _hide(arguments: Sequence[str]) -> tuple[list[str], list[int]]:
 
     Where one sets a secret, all are in a file in memory, which pytest reads.
     """
-    if not any(names_secret(word.removeprefix("--dnn-set=").partition("=")[0]) for word in arguments):
+    if all(word == without_secrets(word) for word in arguments):
         return list(arguments), []
     handle = os.memfd_create("dnnbench-arguments")
     os.write(handle, "\n".join(arguments).encode())
