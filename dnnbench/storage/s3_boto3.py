@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -219,9 +220,11 @@ class Boto3Client:
         except (BotoCoreError, ValueError) as exc:
             raise MisconfiguredError(self._label, key, " ".join(str(exc).split())) from exc
 
-    def _from_connecting(self, key: str, exc: Exception) -> StorageError:
+    def _from_connecting(self, key: str, exc: ConnectionError) -> StorageError:
         if "CERTIFICATE_VERIFY_FAILED" in str(exc):
             return s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc)))
+        if f"[Errno {errno.EMFILE}]" in str(exc.kwargs.get("error")):
+            return s3_errors.no_more_files(self._label, key)
         why = type(exc).__name__
         if isinstance(exc, ConnectTimeoutError):
             why = f"within {self._rules.connect_timeout_s:g} s"

@@ -82,6 +82,12 @@ def unreachable(label: str, key: str, endpoint: str | None, why: str) -> Unreach
     return UnreachableError(label, key, problem)
 
 
+def no_more_files(label: str, key: str) -> MisconfiguredError:
+    """This process has as many connections and files open as it may have."""
+    problem = "no more connections can be made: too many open files; raise ulimit -n, or read fewer at a time"
+    return MisconfiguredError(label, key, problem)
+
+
 def no_answer(label: str, key: str, endpoint: str | None, timeout_s: float) -> UnreachableError:
     """No answer came in time."""
     problem = f"no answer from {endpoint or 'AWS'} within {timeout_s:g} s; is the endpoint up?"

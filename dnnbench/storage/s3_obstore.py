@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -167,6 +168,8 @@ class ObstoreClient(UncountedClient):
         return self._error_without_answer(key, text, kind[1] if kind else "")
 
     def _error_without_answer(self, key: str, text: str, kind: str) -> StorageError:
+        if f"code: {errno.EMFILE}," in text or f"os error {errno.EMFILE})" in text:
+            return s3_errors.no_more_files(self._label, key)
         if kind == "Timeout" and "ConnectError(" in text:
             why = f"within {self._rules.connect_timeout_s:g} s"
             return s3_errors.unreachable(self._label, key, self.endpoint, why)
