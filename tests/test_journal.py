@@ -265,6 +265,27 @@ def test_a_killed_run_is_gone_on_from_as_if_it_were_one(tmp_path):
     assert sorted(rows) == sorted(one["name"] for one in result["benchmarks"])
 
 
+TWICE = """
+import pytest
+
+def pytest_runtest_setup(item):
+    if "c8" in item.name:
+        raise KeyboardInterrupt
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo):
+    raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_twice_leaves_no_result_that_looks_whole(tmp_path):
+    make_data(tmp_path)
+    assert run(tmp_path, *READS, plugin=TWICE).returncode != 0
+    assert sorted(file.name for file in tmp_path.glob("out.json*")) == ["out.json.journal", "out.json.partial"]
+    assert json.loads((tmp_path / "out.json.partial").read_text())["dnnbench"]["complete"] is False
+    assert len(reread(tmp_path / "out.json.journal").benchmarks) == 3
+
+
 def test_another_machine_is_refused_and_a_changed_data_set_is_an_error(tmp_path):
     make_data(tmp_path)
     journal = tmp_path / "out.json.journal"
