@@ -53,11 +53,12 @@ def _has_repeated(devices: array[int], inodes: array[int]) -> bool:
     import numpy as np
 
     of_device, of_file = np.asarray(devices, dtype=np.uint64), np.asarray(inodes, dtype=np.uint64)
-    # A set of pairs would take a gigabyte for ten million files.
-    return any(
-        len(np.unique(there)) < len(there)
-        for there in (of_file[of_device == device] for device in np.unique(of_device))
-    )
+    for device in set(devices):
+        # A set of pairs would take a gigabyte for ten million files.
+        there = np.sort(of_file[of_device == device])
+        if (there[1:] == there[:-1]).any():
+            return True
+    return False
 
 
 def make_warm(paths: Iterable[str]) -> str:
