@@ -30,7 +30,7 @@ from dnnbench.workloads import Reading
 ROOT = Path(__file__).parent.parent
 ECHO_MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
 # So many times the turns are taken where the ratio is above its limit.
-MOST_TURNS = 5
+MOST_TURNS = 3
 FILES = 256
 FILE_BYTES = 4096
 SAMPLES, BATCH, DIMENSION = 512, 32, (32, 32)
