@@ -249,7 +249,7 @@ def test_get(beside, servers, client):
             latency_ns.append(time.perf_counter_ns() - start_ns)
             assert len(data) == size_bytes
 
-    beside(bare, reading(storage, catalog, None), len(catalog), "GET", at_most=1.35, turns=60)
+    beside(bare, reading(storage, catalog, None), len(catalog), "GET", at_most=1.25, turns=60)
     storage.close()
 
 
