@@ -21,7 +21,8 @@ FLOORS = [
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
     " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",
-    "dnnbench.results dnnbench.compare dnnbench.report dnnbench.check dnnbench.run dnnbench.__main__",
+    "dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text dnnbench.baseline"
+    " dnnbench.ab dnnbench.report dnnbench.check dnnbench.run dnnbench.__main__",
     "fixtures",
     "bench",
 ]
