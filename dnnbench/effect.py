@@ -197,7 +197,7 @@ def _fit_with_trend(
     variance = float((residual**2).sum()) / freedom
     in_turns = max(times[0].min(), times[1].min()) < min(times[0].max(), times[1].max())
     slope_se = math.sqrt(variance / spread)
-    suspicion = FEW_RUNS_DRIFT if min(runs) < FEW_RUNS and not in_turns else DRIFT
+    suspicion = FEW_RUNS_DRIFT if min(runs) <= FEW_RUNS and not in_turns else DRIFT
     drifts = 2 * _cdf(freedom, -abs(slope) / slope_se) < suspicion if slope_se else bool(slope)
     if not in_turns and not drifts:
         return None
