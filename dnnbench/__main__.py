@@ -1,4 +1,4 @@
-"""``python -m dnnbench``: makes or copies a data set, checks a configuration, runs it, predicts images."""
+"""``python -m dnnbench``: data sets made or copied, configurations checked and run, images predicted, results shown."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     manifest.set_defaults(command=_manifest)
     manifest.add_argument("places", metavar="PLACE", nargs="+", help=f"a source: {places}")
 
+    _add_report(commands)
+
     for command in (generate, copy, predict, manifest):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of it")
@@ -78,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--concurrency", type=_positive, default=16, help="objects in flight (default 16)")
         command.add_argument("--overwrite", action="store_true", help="replace objects that exist")
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="show result files on one page that opens offline")
+    report.set_defaults(command=_report)
+    report.add_argument("files", metavar="OUT.json", nargs="+", help="result files, folders of them, or globs")
+    report.add_argument("-o", dest="output", metavar="FILE", default="report.html", help="default: report.html")
+    report.add_argument("--baseline", metavar="FILE", nargs="+", default=[], help="result files to compare with")
 
 
 def _positive(text: str) -> int:
@@ -155,6 +165,12 @@ def _predict(options: argparse.Namespace) -> None:
             print(f"{entry.key}\t{label}\t{probability:.3f}")
         if not found:
             raise NotFoundError(storage.label, text, "there are no images here")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dnnbench.report import write_report
+
+    print(write_report(options.files, options.baseline, Path(options.output)))
 
 
 def _transfer(

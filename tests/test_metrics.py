@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.config import Config, Variant
-from dnnbench.errors import MeasurementError
 from dnnbench.datasets.passes import MemoryBatches
+from dnnbench.errors import MeasurementError
 from dnnbench.metrics import (
     NS,
     EpochFigures,
@@ -349,8 +349,8 @@ READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference", "
 ONLY_OF = {
     "bytes": READS, "verif": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
     "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
-    "course": LOADERS, "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS, "loss": {"training"},
-    "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
+    "course": LOADERS, "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS,
+    "loss": {"training"}, "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
     # Those of the run, not of the measuring.
     "finished_utc": set(), "resumed": set(),
     "client_bound": {"read", "knee"}, "knee": {"knee"}, "ladder": {"ladder"}, "accelerator": {"accelerator"},
