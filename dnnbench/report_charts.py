@@ -26,7 +26,7 @@ TICK_LETTERS = 24
 ROW_PX = 40
 EDGES_PX = 80
 # Of a bar's length, for the figure at its end.
-ROOM = 1.22
+ROOM = 1.3
 Json = dict[str, Any]
 
 
@@ -75,18 +75,21 @@ class Bar:
     points: Sequence[float] = ()
 
 
-def bars(several: Sequence[Bar], axis: str) -> tuple[list[Json], Json, int]:
-    """(data, layout, height) of horizontal bars, the first at the top, from zero on; ``axis`` names the unit."""
+def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list[Json], Json, int]:
+    """(data, layout, height) of horizontal bars, the first at the top, from zero on; ``axis`` names the unit.
+
+    Bars and points beyond ``cut`` leave the plot, and their figure stands at its edge.
+    """
     places = list(range(len(several)))
+    ends = [max(one.value, *one.points, 0) for one in several]
+    # A little more, lest rounding puts the longest one out.
+    edge = cut if max(ends) > cut else max(ends) * ROOM * 1.001 or 1
     data: list[Json] = [
         {
             "type": "bar",
             "orientation": "h",
             "x": [one.value for one in several],
             "y": places,
-            "text": [number(one.value) for one in several],
-            "textposition": "outside",
-            "cliponaxis": False,
             "hovertext": [plot_text(one.hover, None) for one in several],
             "hoverinfo": "text",
             "marker": {
@@ -113,9 +116,24 @@ def bars(several: Sequence[Bar], axis: str) -> tuple[list[Json], Json, int]:
                 "showlegend": False,
             }
         )
-    longest = max([one.value for one in several] + [value for _, value in points])
+    # Beyond the points, too: a figure that a point lies on cannot be read. Where there is no room, within the bar.
+    beside = [(place, one, end) for place, one, end in zip(places, several, ends, strict=True) if end * ROOM <= edge]
+    within = [(place, one, end) for place, one, end in zip(places, several, ends, strict=True) if end * ROOM > edge]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "text",
+            "x": [end for _, _, end in beside],
+            "y": [place for place, _, _ in beside],
+            "text": [f"\u00a0\u00a0{number(one.value)}" for _, one, _ in beside],
+            "textposition": "middle right",
+            "cliponaxis": False,
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+    )
     layout: Json = {
-        "xaxis": {"title": {"text": axis}, "range": [0, longest * ROOM or 1], "zeroline": True},
+        "xaxis": {"title": {"text": axis}, "range": [0, edge], "zeroline": True},
         "yaxis": {
             "tickmode": "array",
             "tickvals": places,
@@ -124,6 +142,12 @@ def bars(several: Sequence[Bar], axis: str) -> tuple[list[Json], Json, int]:
             "showgrid": False,
         },
         "bargap": 0.35,
+        "annotations": [
+            words(
+                f"{number(one.value)}{' ▸' * (end > edge)}", x=min(end, edge), xanchor="right", y=place, bgcolor="#fff"
+            )
+            for place, one, end in within
+        ],
     }
     rows = sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in layout["yaxis"]["ticktext"])
     return data, layout, int(EDGES_PX + ROW_PX * rows)

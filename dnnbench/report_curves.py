@@ -1,4 +1,4 @@
-"""What a report shows of curves that were climbed: rates against workers or reads in flight, accelerators of all speeds."""
+"""What a report shows as curves: rates against workers or reads in flight, accelerators of several speeds."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _accelerator(what: str, several: Sequence[Group], styled: Styles) -> Chart:
             data.append(
                 mark(
                     [chosen[0]], [chosen[1]], f"{style.symbol}-open", style, hoverinfo="text", legendgroup=one.series,
-                    hovertext=[plot_text(f"{one.series}, timed: {number(chosen[0])} samples/s, AU {percent(chosen[1])}")],
+                    hovertext=[plot_text(f"{one.series}, timed: {number(chosen[0])}/s, AU {percent(chosen[1])}")],
                 )
             )  # fmt: skip
             data[-1]["marker"]["size"] = 17

@@ -161,10 +161,10 @@ def _sortable(name: str, table: Table) -> Iterator[str]:
         f"<tr>{''.join(_cell(v, column in SHARES) for column, v in zip(table.header, row, strict=True))}</tr>"
         for row in table.rows
     )
-    yield f'<p><label>Show only rows with <input type="search" id="{name}-filter" autocomplete="off"></label> '
-    yield f'<output id="{name}-shown" for="{name}-filter">{len(table.rows)} rows</output></p>'
+    yield f'<p><label>Show only rows with <input type="search" id="{name}-table-filter" autocomplete="off"></label> '
+    yield f'<output id="{name}-table-shown" for="{name}-table-filter">{len(table.rows)} rows</output></p>'
     yield '<div class="scroll" tabindex="0" role="region" aria-label="Every benchmark">'
-    yield f'<table class="sortable" id="{name}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    yield f'<table class="sortable" id="{name}-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _origin(name: str, table: Table) -> Iterator[str]:

@@ -101,6 +101,11 @@ def _intervals(scale: str, several: list[Any]) -> Chart:
                 hoverinfo="text",
             )
         )
+    unknown = [place for place, one in enumerate(several) if one.estimate is None]
+    if unknown:
+        data.append(
+            mark([same] * len(unknown), unknown, "circle", Style(0), mode="text", text=["no estimate"] * len(unknown))
+        )
     layout: Json = {
         "xaxis": {"type": "log" if scale == "ratio" else "linear", "title": {"text": axis}},
         "yaxis": {

@@ -29,6 +29,7 @@ RUNGS = (
     ("compute_per_s", "trainer, batches in memory", 2),
     ("epoch_per_s", "whole epoch", 3),
 )
+CUT = 8
 READS = {"one reader": "as one worker", "loader": "as the loader", "more": "four times that"}
 # Marked on a distribution: key of the record, share, symbol.
 MARKS = (
@@ -54,9 +55,10 @@ def ladder(groups: Sequence[Group]) -> Section:
     for one in climbed:
         limits = [str(verdict_of(measured.record)["limit"]) for measured in one.measured]
         others = [limit for limit in limits if limit != limits[-1]]
-        agreed = f" ({len(limits) - len(others)} of {len(limits)} runs say so)" if len(limits) > 1 else ""
+        agreed = f" ({len(limits) - len(others)} of {len(limits)} runs)" if len(limits) > 1 else ""
         first, *rest = str(verdict_of(one.latest)["sentence"]).split(";", 1)
         leads.append((f"{one.place}, {one.what}: {first}{agreed}", "".join(f";{part}" for part in rest)))
+    leads.append(f"▸: more than {CUT} times the rate of the whole epoch, and so drawn in part.")
     return Section("limit", "What limits", leads, [_ladder(one) for one in climbed])
 
 
@@ -79,7 +81,10 @@ def _ladder(one: Group) -> Chart:
         )
         for name, beside, style, values in rungs
     ]
-    data, layout, height = bars(several, "samples/s (a sample is one object)")
+    # What is far above the whole epoch limits nothing, and would leave no room for what does.
+    epoch_per_s = several[-1].value
+    cut = CUT * epoch_per_s if max(one.value for one in several) > CUT * epoch_per_s else math.inf
+    data, layout, height = bars(several, "samples/s", cut)
     shares = verdict_of(one.latest).get("shares", {})
     table = Table(
         ("rung", *(f"run {measured.run}, samples/s" for measured in one.measured)),

@@ -350,7 +350,8 @@ ONLY_OF = {
     "bytes": READS, "verif": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
     "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
     "course": LOADERS, "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS,
-    "loss": {"training"}, "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
+    "loss": {"training"}, "accuracy": {"training", "inference"}, "confusion": {"inference"},
+    "batch_latency": {"inference"},
     # Those of the run, not of the measuring.
     "finished_utc": set(), "resumed": set(),
     "client_bound": {"read", "knee"}, "knee": {"knee"}, "ladder": {"ladder"}, "accelerator": {"accelerator"},

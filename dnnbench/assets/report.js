@@ -9,6 +9,7 @@
     ticklabelstandoff: 4,
   };
   const LEGEND_ROW_PX = 20;
+  const TICK_PX = 110;
   const PRINTED_PX = 640;
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const places = [...document.querySelectorAll(".chart")];
@@ -29,6 +30,7 @@
     for (const name of ["xaxis", "yaxis", "yaxis2"]) {
       if (name === "yaxis2" && !figure.layout.yaxis2) continue;
       axes[name] = { ...AXIS, ...figure.layout[name] };
+      if (name === "xaxis") Object.assign(axes.xaxis, { tickangle: 0, nticks: Math.max(3, Math.floor(width / TICK_PX)) });
     }
     const legend = { orientation: "h", x: 0, xref: "container", y: 1, yref: "container", yanchor: "top", traceorder: "normal" };
     return {
