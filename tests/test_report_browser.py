@@ -14,6 +14,7 @@ from dnnbench.results import result_of
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
 READY = "html[data-drawn=all]"
+WIDE = {"width": 1280, "height": 900}
 
 
 class Compared:
@@ -74,7 +75,23 @@ def small_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(browser, report_file):
     """A page that tests only look at."""
-    return Opened(browser, report_file[0], viewport={"width": 1280, "height": 900})
+    return Opened(browser, report_file[0], viewport=WIDE)
+
+
+@pytest.fixture(scope="module")
+def small_page(browser, small_file):
+    return Opened(browser, small_file[0], viewport=WIDE)
+
+
+@pytest.fixture
+def small(small_page):
+    """A page that each test finds as it was opened, but for its table's order."""
+    small_page.run("() => { document.body.tabIndex = -1; document.body.focus(); }")
+    yield small_page
+    small_page.page.emulate_media(media="screen", color_scheme="light")
+    small_page.page.set_viewport_size(WIDE)
+    small_page.page.fill("#benchmarks-table-filter", "")
+    assert small_page.told == []
 
 
 def test_it_opens_without_a_word_and_asks_for_nothing(opened, report_file):
@@ -143,85 +160,76 @@ def cells(opened, column):
     )
 
 
-def test_the_table_is_sorted_by_keyboard(browser, small_file):
-    opened = Opened(browser, small_file[0])
-    headers = opened.page.locator("table.sortable th button")
+def test_the_table_is_sorted_by_keyboard(small):
+    headers = small.page.locator("table.sortable th button")
     column = headers.all_text_contents().index("p99 ms")
     # By keys alone: from the field before the table on.
-    opened.page.focus("#benchmarks-table-filter")
+    small.page.focus("#benchmarks-table-filter")
     for _ in range(2 + column):
-        opened.page.keyboard.press("Tab")
-    assert opened.run("document.activeElement.textContent") == "p99 ms"
+        small.page.keyboard.press("Tab")
+    assert small.run("document.activeElement.textContent") == "p99 ms"
     orders = []
     for key, order in (("Enter", "ascending"), ("Space", "descending")):
-        opened.page.keyboard.press(key)
-        states = opened.run("[...document.querySelectorAll('table.sortable th')].map((th) => th.ariaSort)")
+        small.page.keyboard.press(key)
+        states = small.run("[...document.querySelectorAll('table.sortable th')].map((th) => th.ariaSort)")
         assert [at for at, state in enumerate(states) if state != "none"] == [column]
         assert states[column] == order
-        values = cells(opened, column)
+        values = cells(small, column)
         known = [float(value) for value in values if value != "–"]
         # What is missing comes last, either way.
         assert values[len(known) :] == ["–"] * (len(values) - len(known)) != []
         orders.append(known)
     assert orders[0] == sorted(orders[0])
     assert orders[1] == sorted(orders[0], reverse=True)
-    opened.page.close()
 
 
-def test_the_table_is_filtered(browser, small_file):
-    opened = Opened(browser, small_file[0])
-    opened.page.fill("#benchmarks-table-filter", "BOTO3 read c8")
-    assert set(cells(opened, 0)) == {"read c8"}
-    assert opened.page.text_content("#benchmarks-table-shown").startswith("1 of ")
-    opened.page.fill("#benchmarks-table-filter", "nothing like it")
-    assert cells(opened, 0) == []
-    opened.page.close()
+def test_the_table_is_filtered(small):
+    small.page.fill("#benchmarks-table-filter", "BOTO3 read c8")
+    assert set(cells(small, 0)) == {"read c8"}
+    assert small.page.text_content("#benchmarks-table-shown").startswith("1 of ")
+    small.page.fill("#benchmarks-table-filter", "nothing like it")
+    assert cells(small, 0) == []
 
 
-def test_one_may_skip_to_the_figures_and_see_where_one_is(browser, small_file):
-    opened = Opened(browser, small_file[0])
-    opened.page.keyboard.press("Tab")
-    assert opened.run("document.activeElement.textContent") == "Skip to the figures"
-    assert opened.run("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
-    assert opened.run("document.activeElement.getBoundingClientRect().left") >= 0
-    opened.page.keyboard.press("Enter")
-    assert opened.run("document.activeElement.id") == "main"
-    opened.page.close()
+def test_one_may_skip_to_the_figures_and_see_where_one_is(small):
+    small.page.keyboard.press("Tab")
+    assert small.run("document.activeElement.textContent") == "Skip to the figures"
+    assert small.run("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
+    assert small.run("document.activeElement.getBoundingClientRect().left") >= 0
+    small.page.keyboard.press("Enter")
+    assert small.run("document.activeElement.id") == "main"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_on_the_plots_follow_the_readers_scheme(browser, small_file, scheme):
-    opened = Opened(browser, small_file[0], color_scheme=scheme)
-    text, page = opened.run(
+@pytest.mark.parametrize(
+    ("media", "text", "page"),
+    [
+        ({"color_scheme": "light"}, "rgb(27, 31, 36)", "rgb(255, 255, 255)"),
+        ({"color_scheme": "dark"}, "rgb(230, 237, 243)", "rgb(13, 17, 23)"),
+        ({"color_scheme": "dark", "media": "print"}, "rgb(0, 0, 0)", "rgb(255, 255, 255)"),
+    ],
+    ids=["light", "dark", "paper"],
+)
+def test_plots_follow_the_readers_scheme_and_are_light_on_paper(small, media, text, page):
+    small.page.emulate_media(**media)
+    told = small.run(
         """() => [getComputedStyle(document.querySelector(".chart .ytick text")).fill,
                   getComputedStyle(document.body).backgroundColor]"""
     )
-    assert (text == "rgb(27, 31, 36)", page == "rgb(255, 255, 255)") == (scheme == "light", scheme == "light")
-    opened.page.close()
+    assert told == [text, page]
 
 
-def test_a_narrow_screen_scrolls_in_one_direction_only(browser, report_file):
-    opened = Opened(browser, report_file[0], viewport={"width": 320, "height": 600})
-    assert opened.told == []
-    assert opened.run("document.documentElement.scrollWidth") <= 320
-    widths = opened.run("[...document.querySelectorAll('.js-plotly-plot')].map((plot) => plot._fullLayout.width)")
-    assert max(widths) < 320
-    opened.page.set_viewport_size({"width": 800, "height": 600})
-    opened.page.wait_for_function("document.querySelector('.js-plotly-plot')._fullLayout.width > 320")
-    opened.page.close()
+WIDTH = "document.querySelector('.js-plotly-plot')._fullLayout.width"
 
 
-def test_on_paper_plots_are_as_wide_as_a_page_and_light(browser, small_file):
-    opened = Opened(browser, small_file[0], color_scheme="dark", viewport={"width": 1280, "height": 900})
-    opened.page.emulate_media(media="print")
-    opened.run("window.dispatchEvent(new Event('beforeprint'))")
-    assert opened.run("document.querySelector('.js-plotly-plot')._fullLayout.width") == 640
-    assert opened.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert opened.run("getComputedStyle(document.querySelector('.chart .ytick text')).fill") == "rgb(0, 0, 0)"
-    opened.page.emulate_media(media="screen")
-    opened.run("window.dispatchEvent(new Event('afterprint'))")
-    assert opened.run("document.querySelector('.js-plotly-plot')._fullLayout.width") != 640
-    opened.page.close()
+def test_plots_take_the_width_that_there_is(small):
+    assert 500 < small.run(WIDTH) < 640
+    small.page.set_viewport_size({"width": 320, "height": 600})
+    small.page.wait_for_function(f"{WIDTH} < 320")
+    assert small.run("document.documentElement.scrollWidth") <= 320
+    small.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert small.run(WIDTH) == 640
+    small.run("window.dispatchEvent(new Event('afterprint'))")
+    assert small.run(WIDTH) < 320
 
 
 def test_series_differ_without_their_colours(opened):
@@ -233,7 +241,7 @@ def test_series_differ_without_their_colours(opened):
     assert all(len(set(dashes)) == len(dashes) for dashes in kinds)
 
 
-def test_hostile_texts_do_nothing_and_are_shown_as_they_are(browser, tmp_path):
+def test_hostile_texts_do_nothing_and_are_shown_as_they_are_on_a_narrow_screen(browser, tmp_path):
     one = result(places=[("fs", "posix")], tests=["read", "ladder", "accelerator", "autoscale_read", "training"])
     for at, entry in enumerate(one["benchmarks"]):
         text = HOSTILE[at % len(HOSTILE)]
