@@ -78,12 +78,15 @@ class Bar:
 def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list[Json], Json, int]:
     """(data, layout, height) of horizontal bars, the first at the top, from zero on; ``axis`` names the unit.
 
-    Bars and points beyond ``cut`` leave the plot, and their figure stands at its edge.
+    Bars beyond ``cut`` leave the plot, and their figures stand at its edge.
     """
     places = list(range(len(several)))
     ends = [max(one.value, *one.points, 0) for one in several]
+    shown = [end for one, end in zip(several, ends, strict=True) if one.value <= cut]
     # A little more, lest rounding puts the longest one out.
-    edge = cut if max(ends) > cut else max(ends) * ROOM * 1.001 or 1
+    edge = max(shown, default=0) * ROOM * 1.001 or 1
+    if len(shown) < len(several):
+        edge = max([cut, *shown])
     data: list[Json] = [
         {
             "type": "bar",
@@ -117,8 +120,9 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
             }
         )
     # Beyond the points, too: a figure that a point lies on cannot be read. Where there is no room, within the bar.
-    beside = [(place, one, end) for place, one, end in zip(places, several, ends, strict=True) if end * ROOM <= edge]
-    within = [(place, one, end) for place, one, end in zip(places, several, ends, strict=True) if end * ROOM > edge]
+    beside, within = [], []
+    for place, one, end in zip(places, several, ends, strict=True):
+        (beside if end * ROOM <= edge else within).append((place, one, end))
     data.append(
         {
             "type": "scatter",
@@ -144,9 +148,13 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
         "bargap": 0.35,
         "annotations": [
             words(
-                f"{number(one.value)}{' ▸' * (end > edge)}", x=min(end, edge), xanchor="right", y=place, bgcolor="#fff"
+                f"{number(one.value)}{' ▸' * (one.value > edge)}",
+                x=min(one.value, edge),
+                xanchor="right",
+                y=place,
+                bgcolor="#fff",
             )
-            for place, one, end in within
+            for place, one, _ in within
         ],
     }
     rows = sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in layout["yaxis"]["ticktext"])

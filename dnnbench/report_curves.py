@@ -124,6 +124,7 @@ def _curves(title: str, unit: str, curves: Sequence[Curve], styled: Styles) -> C
             data.append(
                 mark(
                     [knee or 0], [at_knee[0][1]], "star-open", style, hoverinfo="skip", legendgroup=one.series,
+                    opacity=1.0 if last else 0.5,
                 )
             )  # fmt: skip
             data[-1]["marker"]["size"] = 20
@@ -182,6 +183,7 @@ def _accelerator(what: str, several: Sequence[Group], styled: Styles) -> Chart:
             data.append(
                 mark(
                     [chosen[0]], [chosen[1]], f"{style.symbol}-open", style, hoverinfo="text", legendgroup=one.series,
+                    opacity=1.0 if last else 0.5,
                     hovertext=[plot_text(f"{one.series}, timed: {number(chosen[0])}/s, AU {percent(chosen[1])}")],
                 )
             )  # fmt: skip

@@ -55,7 +55,8 @@ def ladder(groups: Sequence[Group]) -> Section:
     for one in climbed:
         limits = [str(verdict_of(measured.record)["limit"]) for measured in one.measured]
         others = [limit for limit in limits if limit != limits[-1]]
-        agreed = f" ({len(limits) - len(others)} of {len(limits)} runs)" if len(limits) > 1 else ""
+        same = f"the same limit in {len(limits) - len(others)} of {len(limits)} runs"
+        agreed = f" (latest run; {same})" if len(limits) > 1 else ""
         first, *rest = str(verdict_of(one.latest)["sentence"]).split(";", 1)
         leads.append((f"{one.place}, {one.what}: {first}{agreed}", "".join(f";{part}" for part in rest)))
     leads.append(f"▸: more than {CUT} times the rate of the whole epoch, and so drawn in part.")
@@ -83,8 +84,7 @@ def _ladder(one: Group) -> Chart:
     ]
     # What is far above the whole epoch limits nothing, and would leave no room for what does.
     epoch_per_s = several[-1].value
-    cut = CUT * epoch_per_s if max(one.value for one in several) > CUT * epoch_per_s else math.inf
-    data, layout, height = bars(several, "samples/s", cut)
+    data, layout, height = bars(several, "samples/s", CUT * epoch_per_s)
     shares = verdict_of(one.latest).get("shares", {})
     table = Table(
         ("rung", *(f"run {measured.run}, samples/s" for measured in one.measured)),

@@ -12,7 +12,7 @@ from report_results import result
 
 from dnnbench import report
 from dnnbench.__main__ import main
-from dnnbench.report_charts import plot_text, tick_text
+from dnnbench.report_charts import Bar, Style, bars, plot_text, tick_text
 from dnnbench.report_data import number, visible
 from dnnbench.results import result_of
 
@@ -62,6 +62,37 @@ def test_the_rungs_are_those_of_the_record():
     assert [note["text"] for note in chart.layout["annotations"]] == ["30,000 ▸"]
 
 
+def drawn(values, cut=math.inf, points=()):
+    data, layout, _ = bars([Bar(("a",), value, Style(0), points=points) for value in values], "samples/s", cut)
+    beside = {place: text.strip("\u00a0") for place, text in zip(data[-1]["y"], data[-1]["text"], strict=True)}
+    within = {note["y"]: (note["text"], note["x"]) for note in layout["annotations"]}
+    return layout["xaxis"]["range"], beside, within
+
+
+def test_bars_begin_at_zero_and_each_has_its_figure_beside_it():
+    (start, end), beside, within = drawn([10.0, 2000.0])
+    assert start == 0
+    assert end > 2000
+    assert (beside, within) == ({0: "10", 1: "2,000"}, {})
+
+
+def test_a_bar_beyond_the_cut_leaves_the_plot_and_says_so():
+    (_, end), beside, within = drawn([10.0, 75.0, 2000.0], cut=80.0)
+    assert end == 80
+    # There is no room beside the second one.
+    assert (beside, within) == ({0: "10"}, {1: ("75", 75.0), 2: ("2,000 ▸", 80.0)})
+
+
+def test_a_single_run_is_never_out_of_sight_beside_a_bar_that_is_not():
+    (_, end), _, within = drawn([10.0, 2000.0], cut=80.0, points=(5.0, 200.0))
+    assert end == 200
+    assert within[0] == ("10", 10.0)
+
+
+def test_bars_of_nothing_are_drawn():
+    assert drawn([0.0])[0] == [0, 1]
+
+
 def test_runs_are_medians_with_a_point_each_and_each_run_says_what_limits():
     runs = [result(run, places=[("fs", "posix")]) for run in (1, 2, 3)]
     told = sections(*runs)
@@ -69,7 +100,7 @@ def test_runs_are_medians_with_a_point_each_and_each_run_says_what_limits():
     rates = [[record["mib_per_s"] for record in records(run, "read")] for run in runs]
     assert bar["x"][:4] == [sorted(several)[1] for several in zip(*rates, strict=True)]
     assert points["x"][:3] == [several[0] for several in rates]
-    assert "(3 of 3 runs)" in texts(told["limit"])[0]
+    assert "the same limit in 3 of 3 runs" in texts(told["limit"])[0]
     assert "median of 3 runs" in told["throughput"].charts[0].title
 
 
