@@ -78,15 +78,14 @@ class Bar:
 def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list[Json], Json, int]:
     """(data, layout, height) of horizontal bars, the first at the top, from zero on; ``axis`` names the unit.
 
-    Bars beyond ``cut`` leave the plot, and their figures stand at its edge.
+    Bars beyond ``cut`` leave the plot, and their figures stand at its edge; the points of the others never do.
     """
     places = list(range(len(several)))
-    ends = [max(one.value, *one.points, 0) for one in several]
-    shown = [end for one, end in zip(several, ends, strict=True) if one.value <= cut]
+    shown = [one for one in several if one.value <= cut]
     # A little more, lest rounding puts the longest one out.
-    edge = max(shown, default=0) * ROOM * 1.001 or 1
+    edge = ROOM * 1.001 * max((max(one.value, *one.points, 0) for one in shown), default=0) or 1
     if len(shown) < len(several):
-        edge = max([cut, *shown])
+        edge = max([cut, *(ROOM * point for one in shown for point in one.points)])
     data: list[Json] = [
         {
             "type": "bar",
@@ -119,17 +118,16 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
                 "showlegend": False,
             }
         )
-    # Beyond the points, too: a figure that a point lies on cannot be read. Where there is no room, within the bar.
-    beside, within = [], []
-    for place, one, end in zip(places, several, ends, strict=True):
-        (beside if end * ROOM <= edge else within).append((place, one, end))
+    # Beside a point, a figure would pass for that point's: then all stand in a column at the edge.
+    beside = [(place, one) for place, one in enumerate(several) if not points and one.value * ROOM <= edge]
+    others = [(place, one) for place, one in enumerate(several) if (place, one) not in beside]
     data.append(
         {
             "type": "scatter",
             "mode": "text",
-            "x": [end for _, _, end in beside],
-            "y": [place for place, _, _ in beside],
-            "text": [f"\u00a0\u00a0{number(one.value)}" for _, one, _ in beside],
+            "x": [one.value for _, one in beside],
+            "y": [place for place, _ in beside],
+            "text": [f"\u00a0{number(one.value)}" for _, one in beside],
             "textposition": "middle right",
             "cliponaxis": False,
             "hoverinfo": "skip",
@@ -149,12 +147,13 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
         "annotations": [
             words(
                 f"{number(one.value)}{' ▸' * (one.value > edge)}",
-                x=min(one.value, edge),
+                x=edge if points else min(one.value, edge),
                 xanchor="right",
                 y=place,
                 bgcolor="#fff",
+                font={"size": 12},
             )
-            for place, one, _ in within
+            for place, one in others
         ],
     }
     rows = sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in layout["yaxis"]["ticktext"])

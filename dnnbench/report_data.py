@@ -174,4 +174,4 @@ def of_tests(groups: Sequence[Group], *tests: str) -> Iterator[Group]:
 
 def runs_of(count: int) -> str:
     """How many runs a figure is of."""
-    return "one run" if count == 1 else f"median of {count} runs, a point each"
+    return "one run" if count == 1 else f"{count} runs: a point each, and the median"

@@ -206,7 +206,7 @@ def _warnings(result: Result) -> list[str]:
     found += [f"failed: {name}" for name in about.get("failed", ())]
     found += [f"skipped: {name}" for name in about.get("skipped", ())]
     errors = sum(one["errors"] for one in figures)
-    found += [f"errors: {errors} operations failed, and were made good by other attempts"] if errors else []
+    found += [f"errors: {errors} operations failed"] if errors else []
     return found + list(warnings(figures, about.get("embedded_server")))
 
 

@@ -86,15 +86,16 @@ def _ladder(one: Group) -> Chart:
     epoch_per_s = several[-1].value
     data, layout, height = bars(several, "samples/s", CUT * epoch_per_s)
     shares = verdict_of(one.latest).get("shares", {})
+    rows: list[Sequence[Cell]] = [
+        [f"{name} ({beside})" if beside else name, *values] for name, beside, _, values in rungs
+    ]
+    rows += [
+        [f"of the loader's time: {layer}", *([None] * (len(told) - 1)), percent(share)]
+        for layer, share in shares.items()
+    ]
     table = Table(
         ("rung", *(f"run {measured.run}, samples/s" for measured in one.measured)),
-        [
-            *([f"{name} ({beside})" if beside else name, *values] for name, beside, _, values in rungs),
-            *(
-                [f"of the loader's time: {layer}", *([None] * (len(told) - 1)), percent(share)]
-                for layer, share in shares.items()
-            ),
-        ],
+        rows,
     )
     limit = verdict_of(one.latest)["limit"]
     return Chart(f"{one.label}: {limit} limits ({runs_of(len(told))})", data, layout, table, height)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,9 +85,10 @@ def test_a_bar_beyond_the_cut_leaves_the_plot_and_says_so():
 
 
 def test_a_single_run_is_never_out_of_sight_beside_a_bar_that_is_not():
-    (_, end), _, within = drawn([10.0, 2000.0], cut=80.0, points=(5.0, 200.0))
-    assert end == 200
-    assert within[0] == ("10", 10.0)
+    (_, end), beside, within = drawn([10.0, 2000.0], cut=80.0, points=(5.0, 200.0))
+    assert end > 200
+    # Beside a point, a figure would pass for that point's.
+    assert (beside, within) == ({}, {0: ("10", end), 1: ("2,000 ▸", end)})
 
 
 def test_bars_of_nothing_are_drawn():
@@ -101,7 +103,7 @@ def test_runs_are_medians_with_a_point_each_and_each_run_says_what_limits():
     assert bar["x"][:4] == [sorted(several)[1] for several in zip(*rates, strict=True)]
     assert points["x"][:3] == [several[0] for several in rates]
     assert "the same limit in 3 of 3 runs" in texts(told["limit"])[0]
-    assert "median of 3 runs" in told["throughput"].charts[0].title
+    assert "(3 runs: a point each, and the median)" in told["throughput"].charts[0].title
 
 
 def test_the_order_of_the_files_is_that_in_which_the_runs_began():
@@ -336,6 +338,22 @@ def test_the_command_writes_one_file(tmp_path, capsys):
     assert str(output) in capsys.readouterr().out
     assert output.read_bytes().startswith(b"<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "report.html"]
+
+
+def test_the_command_compares_with_a_baseline(tmp_path, monkeypatch):
+    asked = []
+
+    def compare_files(baseline, candidate):
+        asked.append((baseline, candidate))
+        return SimpleNamespace(comparisons=[compare()], sentence="It is slower.", problems=[])
+
+    monkeypatch.setitem(sys.modules, "dnnbench.compare", SimpleNamespace(compare_files=compare_files))
+    monkeypatch.chdir(tmp_path)
+    for name in ("old1.json", "old2.json", "new.json"):
+        Path(name).write_text(json.dumps(result(places=[("fs", "posix")], tests=["read"])))
+    assert main(["report", "new.json", "--baseline", "old*.json"]) == 0
+    assert asked == [([Path("old1.json"), Path("old2.json")], [Path("new.json")])]
+    assert b"It is slower." in Path("report.html").read_bytes()
 
 
 def test_an_incomplete_run_is_shown_and_said_to_be(tmp_path, monkeypatch):
