@@ -145,7 +145,7 @@ def _table(table: Table) -> str:
 def _cell(value: Cell, share: bool = False) -> str:
     if isinstance(value, str):
         return f"<td>{text(value)}</td>"
-    if value is None:
+    if value is None or not math.isfinite(value):
         return '<td class="number">–</td>'
     shown = percent(value) if share else f"{value:,}" if isinstance(value, int) else number(value)
     # The whole value, which sorting needs, too.

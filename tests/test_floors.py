@@ -198,4 +198,4 @@ def test_collecting_the_benchmarks_loads_no_framework_and_no_client(tmp_path, se
     loaded = (tmp_path / "loaded").read_text().splitlines()
     assert any(line.startswith("collected test_loader[") for line in loaded)
     assert "dnnbench.workloads" in loaded
-    assert set(loaded) & {*FRAMEWORKS, *CLIENTS, "moto"} == set()
+    assert set(loaded) & {*FRAMEWORKS, *CLIENTS, "moto", "plotly"} == set()

@@ -14,7 +14,8 @@ from report_results import result
 from dnnbench import report
 from dnnbench.__main__ import main
 from dnnbench.report_charts import Bar, Style, bars, plot_text, tick_text
-from dnnbench.report_data import number, visible
+from dnnbench.report_data import Chart, Section, Table, number, visible
+from dnnbench.report_page import page
 from dnnbench.results import result_of
 
 
@@ -285,6 +286,14 @@ def test_every_benchmark_of_every_run_has_a_row():
     assert sorted(map(str, expected)) == sorted(str(row[rate]) for row in table.rows)
 
 
+def test_what_is_no_number_is_a_dash():
+    one = result(places=[("fs", "posix")], tests=["read"])
+    one["benchmarks"][0]["extra_info"]["mib_per_s"] = math.nan
+    page = report.build(results(one)).decode()
+    assert 'data-value="nan"' not in page
+    assert "NaN" not in page.partition('id="figures">')[2].partition("</script>")[0]
+
+
 def test_the_page_says_where_the_figures_come_from():
     told = dict(sections(result())["provenance"].tables[0][1].rows)
     for words in ("765e9337c4881ce1", "moto 5.2.5", "Linux 6.1", "A Processor", "torch 2.13.0", "out1.json"):
@@ -317,6 +326,18 @@ def test_hostile_texts_make_a_file_of_the_same_elements(text):
     count = lambda page: [page.count(f"<{tag}") for tag in ("script", "style", "img", "figure", "section", "meta")]  # noqa: E731
     assert count(hostile) == count(plain)
     assert "\ud800" not in hostile
+
+
+def test_what_is_plotted_ends_no_script():
+    def made(name):
+        chart = Chart("a", [{"name": name}], {}, Table((), []))
+        return page("a", "b", [Section("c", "d", charts=[chart])]).decode()
+
+    hostile = made("</script><!--<script>\u2028")
+    assert hostile.count("</script") == made("a").count("</script")
+    assert "<!--<script>" not in hostile
+    figures = hostile.partition('id="figures">')[2].partition("</script>")[0]
+    assert json.loads(figures)[0]["data"] == [{"name": "</script><!--<script>\u2028"}]
 
 
 def test_secrets_are_what_is_in_the_json_alone(monkeypatch):
