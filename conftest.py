@@ -9,6 +9,7 @@ pytest_plugins = [
     "fixtures.loaders",
     "fixtures.measure",
     "fixtures.results",
+    "fixtures.baseline",
     "fixtures.table",
     "fixtures.spreadsheet",
 ]

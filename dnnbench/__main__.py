@@ -1,4 +1,4 @@
-"""``python -m dnnbench``: data sets made or copied, configurations checked and run, images predicted, results shown."""
+"""``python -m dnnbench``: makes or copies data sets, checks and runs configurations, compares, reports, predicts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dnnbench.check import check_configuration
-from dnnbench.config import Config, expand_settings, exposed_secrets, load_config
+from dnnbench.config import Config, expand_settings, exposed_secrets, load_config, without_secrets
 from dnnbench.errors import DnnbenchError
 from dnnbench.run import run_benchmarks
 
@@ -23,19 +23,31 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    passed_on: list[str] = []
+    if words[:1] == ["ab"] and "--" in words:
+        words, passed_on = words[: words.index("--")], words[words.index("--") + 1 :]
+    options = _parser().parse_args(words)
+    options.passed_on = passed_on
     try:
         return int(options.command(options) or 0)
     except DnnbenchError as exc:
-        print(f"dnnbench: {exc}", file=sys.stderr)
+        print(f"dnnbench: {without_secrets(str(exc))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("dnnbench: interrupted; what was written is whole, run again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it says of a mistake shows no secret."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_secrets(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dnnbench", description=__doc__)
+    parser = _Parser(prog="python -m dnnbench", description=__doc__)
     commands = parser.add_subparsers(required=True)
     places = "a folder, s3://BUCKET/PREFIX, dss or dss:PREFIX"
 
@@ -71,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     manifest.set_defaults(command=_manifest)
     manifest.add_argument("places", metavar="PLACE", nargs="+", help=f"a source: {places}")
 
+    _add_compare(commands)
+    _add_baseline(commands)
+    _add_ab(commands)
     _add_report(commands)
 
     for command in (generate, copy, predict, manifest):
@@ -82,12 +97,109 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare", help="compare runs with runs", description="Exit status: 0 no regression, 1 regression, 2 unusable."
+    )
+    compare.set_defaults(command=_compare)
+    compare.add_argument("baseline", metavar="BASELINE", nargs="+", help="a baseline's name, result files, or globs")
+    compare.add_argument(
+        "--candidate", metavar="FILE", nargs="+", required=True, action="extend", help="result files, or globs"
+    )
+    compare.add_argument("--metrics", metavar="NAME[,NAME]", help="compare only these: throughput, listing rate, p50 …")
+    compare.add_argument("--all", action="store_true", help="show also what is the same")
+    compare.add_argument("-o", dest="output", metavar="FILE", help="write to this file, too")
+    _add_rules(compare)
+    compare.add_argument("--dir", default=None, metavar="FOLDER", help="where baselines lie (default baselines)")
+
+
+def _add_rules(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--allow", metavar="KIND", action="append", default=[], help="compare although this differs")
+    command.add_argument("--confidence", type=_share, default=0.95, help="of the intervals (default 0.95)")
+    command.add_argument("--tolerance", type=_share, default=0.1, help="so much is the same (default 0.1)")
+    command.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default text")
+
+
+def _add_baseline(commands: Any) -> None:
+    baseline = commands.add_parser("baseline", help="keep runs under a name, to compare others with")
+    actions = baseline.add_subparsers(required=True, dest="action")
+    add = actions.add_parser("add", help="add runs; nothing else ever changes a baseline")
+    listing = actions.add_parser("list", help="the baselines that there are")
+    show = actions.add_parser("show", help="the runs of one, and how much they spread")
+    for action in (add, show):
+        action.add_argument("name", metavar="NAME")
+    add.add_argument("files", metavar="FILE", nargs="+", help="result files, or globs")
+    add.add_argument("--allow", metavar="KIND", action="append", default=[], help="add although this differs")
+    for action in (add, listing, show):
+        action.set_defaults(command=_baseline)
+        action.add_argument("--dir", default="baselines", metavar="FOLDER", help="default baselines")
+
+
+def _add_ab(commands: Any) -> None:
+    ab = commands.add_parser(
+        "ab",
+        help="measure two configurations in turns, and compare them",
+        epilog="What follows -- is passed on to pytest, such as -k loader.",
+    )
+    ab.set_defaults(command=_ab)
+    ab.add_argument("a", metavar="A", help="configuration file: what is compared with")
+    ab.add_argument("b", metavar="B", help="configuration file: what is compared")
+    ab.add_argument("--runs", type=_positive, default=7, help="of each (default 7)")
+    ab.add_argument("-o", dest="folder", metavar="FOLDER", default="ab", help="receives the result files (default ab)")
+    ab.add_argument("--resume", action="store_true", help="go on from what the folder holds")
+    ab.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of both")
+    ab.add_argument("--set-a", metavar="KEY=VALUE", action="append", default=[], help="override one key of A")
+    ab.add_argument("--set-b", metavar="KEY=VALUE", action="append", default=[], help="override one key of B")
+    _add_rules(ab)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1 (found {text})")
+    return value
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dnnbench.baseline import FOLDER, runs_of
+    from dnnbench.compare import METRICS, compare_files
+    from dnnbench.compare_text import FORMATS, as_text
+    from dnnbench.effect import Rules
+    from dnnbench.outputs import write_whole
+    from dnnbench.results import find_files
+
+    baseline = runs_of(options.baseline, Path(options.dir or FOLDER))
+    metrics = options.metrics.split(",") if options.metrics else METRICS
+    rules = Rules(options.confidence, options.tolerance)
+    allowed = [kind for text in options.allow for kind in text.split(",")]
+    compared = compare_files(baseline, find_files(options.candidate), rules, allowed, metrics)
+    told = as_text(compared, options.all) if options.format == "text" else FORMATS[options.format](compared)
+    print(told)
+    if options.output:
+        write_whole(Path(options.output), f"{told}\n".encode())
+    return compared.exit_status
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    from dnnbench.baseline import baseline_command
+
+    return baseline_command(options)
+
+
+def _ab(options: argparse.Namespace) -> int:
+    from dnnbench.ab import ab_command
+
+    return ab_command(options)
+
+
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="show result files on one page that opens offline")
     report.set_defaults(command=_report)
     report.add_argument("files", metavar="OUT.json", nargs="+", help="result files, folders of them, or globs")
     report.add_argument("-o", dest="output", metavar="FILE", default="report.html", help="default: report.html")
-    report.add_argument("--baseline", metavar="FILE", nargs="+", default=[], help="result files to compare with")
+    report.add_argument(
+        "--baseline", metavar="BASELINE", nargs="+", default=[], help="compare with: a baseline's name, files, or globs"
+    )
 
 
 def _positive(text: str) -> int:

@@ -18,7 +18,7 @@ from dnnbench.report_sections import epochs, ladder, latencies, styles, throughp
 from dnnbench.results import Result, ResultError, find_files, read_result
 
 if TYPE_CHECKING:
-    from dnnbench.report_runs import Compared
+    from dnnbench.compare import Compared
 
 
 def write_report(files: Sequence[str], baseline: Sequence[str], output: Path) -> str:
@@ -31,9 +31,10 @@ def write_report(files: Sequence[str], baseline: Sequence[str], output: Path) ->
     results = [read_result(path, partial=True) for path in paths]
     compared = None
     if baseline:
+        from dnnbench.baseline import FOLDER, runs_of
         from dnnbench.compare import compare_files
 
-        compared = compare_files(find_files(baseline), paths)
+        compared = compare_files(runs_of(baseline, Path(FOLDER)), paths)
     data = build(results, compared)
     try:
         write_whole(output, data)

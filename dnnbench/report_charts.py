@@ -156,8 +156,12 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
             for place, one in others
         ],
     }
-    rows = sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in layout["yaxis"]["ticktext"])
-    return data, layout, int(EDGES_PX + ROW_PX * rows)
+    return data, layout, height_of(layout["yaxis"]["ticktext"])
+
+
+def height_of(ticktext: Sequence[str]) -> int:
+    """Pixels of a plot with a row for each of these texts."""
+    return int(EDGES_PX + ROW_PX * sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in ticktext))
 
 
 def line(x: Sequence[float], y: Sequence[float], name: str, style: Style, hover: Iterable[str], **others: Any) -> Json:

@@ -84,7 +84,6 @@ class Chart:
     layout: dict[str, Any]
     table: Table
     height: int = 320
-    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dnnbench.notes import verdict_of, warnings
-from dnnbench.report_charts import Json, Style, mark, plot_text, rule, tick_text
+from dnnbench.report_charts import Json, Style, height_of, log_ticks, mark, plot_text, rule, tick_text
 from dnnbench.report_data import Cell, Chart, Group, Section, Table, number
 from dnnbench.results import Result
 
-
-class Comparison(Protocol):
-    """One metric of one benchmark, candidate over baseline; see `dnnbench.compare`."""
-
-    benchmark: str
-    metric: str
-    unit: str
-    baseline: tuple[float, ...]
-    candidate: tuple[float, ...]
-    scale: str
-    estimate: float | None
-    low: float | None
-    high: float | None
-    smallest: float | None
-    verdict: str
-    more_runs: int | None
-
-
-class Compared(Protocol):
-    """A comparison of two sets of runs; ``problems`` are what could not be compared, and why."""
-
-    comparisons: Sequence[Any]
-    sentence: str
-    problems: list[str]
+if TYPE_CHECKING:
+    from dnnbench.compare import Compared, Comparison
 
 
 # A verdict's order, marker and colour.
@@ -48,6 +26,7 @@ SCALES = {
     "ratio": ("candidate over baseline (logarithmic; 1 is the same)", 1.0),
     "difference": ("candidate minus baseline (0 is the same)", 0.0),
 }
+FAR = 3
 COMPARE_TITLE = "Comparison with a baseline"
 
 
@@ -56,7 +35,7 @@ def comparison(compared: Compared | None) -> Section:
     if compared is None:
         missing = "No baseline was given. Run: python -m dnnbench report OUT.json… --baseline FILE…"
         return Section("comparison", COMPARE_TITLE, missing=missing)
-    leads = [compared.sentence, *(f"Not compared: {problem}" for problem in compared.problems)]
+    leads: list[str | tuple[str, str]] = [(compared.sentence, ""), *compared.problems, *compared.notes]
     charts = [
         _intervals(scale, [one for one in compared.comparisons if one.scale == scale])
         for scale in SCALES
@@ -66,24 +45,23 @@ def comparison(compared: Compared | None) -> Section:
     return Section("comparison", COMPARE_TITLE, leads, charts, nothing)
 
 
-def _intervals(scale: str, several: list[Any]) -> Chart:
+def _intervals(scale: str, found: Sequence[Comparison]) -> Chart:
     order = list(VERDICTS)
-    several = sorted(several, key=lambda one: order.index(one.verdict) if one.verdict in order else len(order))
+    several = sorted(found, key=lambda one: order.index(one.verdict) if one.verdict in order else len(order))
     axis, same = SCALES[scale]
     data: list[Json] = []
     for verdict, (symbol, style) in VERDICTS.items():
-        found = [
-            (place, one) for place, one in enumerate(several) if one.verdict == verdict and one.estimate is not None
-        ]
-        if not found:
+        here = [(place, one) for place, one in enumerate(several) if one.verdict == verdict]
+        known = [(place, one, one.estimate) for place, one in here if one.estimate is not None]
+        if not known:
             continue
-        estimates = [float(one.estimate) for _, one in found]
         # Without an interval there is an estimate alone.
-        ends = [(one.estimate if end is None else end) for _, one in found for end in (one.low, one.high)]
+        highs = [0.0 if one.high is None else one.high - estimate for _, one, estimate in known]
+        lows = [0.0 if one.low is None else estimate - one.low for _, one, estimate in known]
         data.append(
             mark(
-                estimates,
-                [place for place, _ in found],
+                [estimate for *_, estimate in known],
+                [place for place, *_ in known],
                 symbol,
                 style,
                 name=verdict,
@@ -91,27 +69,33 @@ def _intervals(scale: str, several: list[Any]) -> Chart:
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": [high - value for high, value in zip(ends[1::2], estimates, strict=True)],
-                    "arrayminus": [value - low for low, value in zip(ends[::2], estimates, strict=True)],
+                    "array": highs,
+                    "arrayminus": lows,
                     "color": style.colour,
                     "thickness": 2,
                     "width": 5,
                 },
-                hovertext=[plot_text(f"{one.benchmark}, {one.metric}: {one.verdict}", None) for _, one in found],
+                hovertext=[plot_text(f"{one.benchmark}, {one.metric}: {one.verdict}", None) for _, one, _ in known],
                 hoverinfo="text",
             )
         )
+    shown = [value for one in several for value in (one.estimate, one.low, one.high) if value is not None]
+    # Of a narrow range, Plotly's own ticks are the better ones.
+    ticks = log_ticks(shown) if scale == "ratio" and shown and max(shown) > FAR * min(shown) else {}
     unknown = [place for place, one in enumerate(several) if one.estimate is None]
     if unknown:
         data.append(
             mark([same] * len(unknown), unknown, "circle", Style(0), mode="text", text=["no estimate"] * len(unknown))
         )
     layout: Json = {
-        "xaxis": {"type": "log" if scale == "ratio" else "linear", "title": {"text": axis}},
+        "xaxis": {"type": "log" if scale == "ratio" else "linear", "title": {"text": axis}, **ticks},
         "yaxis": {
             "tickmode": "array",
             "tickvals": list(range(len(several))),
-            "ticktext": [tick_text(_short(one.benchmark), one.metric) for one in several],
+            "ticktext": [
+                tick_text(_short(one.benchmark), f"{one.metric} {'↑' if one.higher_is_better else '↓'}")
+                for one in several
+            ],
             "range": [len(several) - 0.5, -0.5],
             "showgrid": False,
         },
@@ -129,7 +113,13 @@ def _intervals(scale: str, several: list[Any]) -> Chart:
         "more runs needed", "baseline runs", "candidate runs",
     )  # fmt: skip
     title = {"ratio": "Ratios of rates and latencies", "difference": "Differences of shares"}[scale]
-    return Chart(f"{title}, with their intervals", data, layout, Table(header, rows), 110 + 44 * len(several))
+    return Chart(
+        f"{title}, with their intervals (↑: more is better, ↓: less is)",
+        data,
+        layout,
+        Table(header, rows),
+        110 + 44 * len(several),
+    )
 
 
 def _short(benchmark: str) -> str:

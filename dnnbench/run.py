@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnnbench.config import expand_settings, load_config, names_secret
+from dnnbench.config import expand_settings, load_config, without_secrets
 
 INTERRUPT_PATIENCE_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,17 +27,23 @@ def run_benchmarks(options: argparse.Namespace) -> int:
     # Read here too, so that a mistake is told before pytest begins.
     config = expand_settings(load_config(path), [], str(path))[0].config
     json_path = Path(f"{path.stem}.out.json").absolute()
-    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), str(ROOT / "bench")]
-    command += [f"--dnn-config={path}", f"--benchmark-json={json_path}"]
+    arguments: list[str] = []
     if config.execution.steps.metrics and not config.metrics.path:
         # Quoted, so that a comma in it makes no second value.
-        command.append("--dnn-set=metrics.path=" + json.dumps(f"{path.stem}.metrics.csv"))
+        arguments.append("--dnn-set=metrics.path=" + json.dumps(f"{path.stem}.metrics.csv"))
     before_ns = _modified_ns(json_path)
-    arguments, hidden = _hide(options.pytest_arguments)
-    status = _wait(subprocess.Popen([*command, *arguments], pass_fds=hidden))  # noqa: S603 (our own tests)
+    status = measure(path, json_path, [*arguments, *options.pytest_arguments])
     if status == 0 and _modified_ns(json_path) != before_ns:
         print(f"figures: {json_path}")
     return status
+
+
+def measure(config: Path, json_path: Path, pytest_arguments: Sequence[str]) -> int:
+    """Runs ``pytest bench/`` over a configuration, in a process of its own; returns its exit status."""
+    command = [sys.executable, "-m", "pytest", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), str(ROOT / "bench")]
+    command += [f"--dnn-config={config}", f"--benchmark-json={json_path}"]
+    arguments, hidden = _hide(pytest_arguments)
+    return _wait(subprocess.Popen([*command, *arguments], pass_fds=hidden))  # noqa: S603 (our own tests)
 
 
 def _hide(arguments: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -45,7 +51,7 @@ def _hide(arguments: Sequence[str]) -> tuple[list[str], list[int]]:
 
     Where one sets a secret, all are in a file in memory, which pytest reads.
     """
-    if not any(names_secret(word.removeprefix("--dnn-set=").partition("=")[0]) for word in arguments):
+    if all(word == without_secrets(word) for word in arguments):
         return list(arguments), []
     handle = os.memfd_create("dnnbench-arguments")
     os.write(handle, "\n".join(arguments).encode())

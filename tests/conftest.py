@@ -17,19 +17,25 @@ def local_servers(pytestconfig):
 
 @pytest.fixture
 def answering_server():
-    """A function (status, body) -> URL of a server that gives this answer to everything."""
+    """A function (status, body) -> URL of a server that gives this answer to everything.
+
+    The body is a text, or a function that makes it of the request (http.server's handler).
+    """
     running = []
 
     def start(status, body):
         class Answer(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                text = body if isinstance(body, str) else body(self)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/xml")
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
-                self.wfile.write(body.encode())
+                if self.command != "HEAD":
+                    self.wfile.write(text.encode())
 
-            do_PUT = do_GET  # noqa: N815 (http.server's name)
+            do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 (http.server's names)
 
             def log_message(self, *_):
                 """Nothing: the test's output is pytest's."""

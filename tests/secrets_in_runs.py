@@ -4,115 +4,88 @@ Whole runs, which take most of a minute: ``pytest tests/secrets_in_runs.py``. Wh
 """
 
 import json
-import subprocess
-import sys
-import threading
+import signal
 import time
 
-import psutil
 import pytest
 
 from dnnbench.__main__ import main
-from tests.test_bench import ENVIRONMENT, LABELS, ROOT, make_data
+from dnnbench.config import expand_settings
+from dnnbench.trained import save_trained
+from dnnbench.training import torch_build
+from tests.faulty import Proxy
+from tests.planted import CLIENTS, PLANTED, Refusals, assert_no_trace, command_lines, files_below, run
+from tests.test_bench import LABELS, make_data
 
-CLIENTS = ("boto3", "obstore", "s3torchconnector")
-PLANTED = {
-    "access_key": "AKIAPLANTEDKEY234567",
-    "secret_key": "planted/secret+key9876543210",
-    "session_token": "plantedtoken4711",
-}
-# Also a part of one, such as a shortened value has, and what is computed from them.
-TRACES = (
-    "AKIAPLANTED", "PLANTEDKEY", "planted/secret", "planted%2Fsecret", "key9876543210", "plantedtoken", "Signature=",
-    "X-Amz-Signature",
-)  # fmt: skip
 LOUD = (
     "-l", "--tb=long", "-vvv", "--full-trace", "-rA", "-o", "log_cli=true", "--log-level=DEBUG",
     "-o", "junit_logging=all",
 )  # fmt: skip
 
 MINE = """
-from dnnbench.datasets.torch import RandomAccessDataset
+from dnnbench.datasets.{framework} import RandomAccessDataset
 from dnnbench.storage.s3 import S3Storage
 
 class Mine(RandomAccessDataset):
     def read_s3_object(self, image):
         storage, config = self.storage, self.config
         credentials = self.storage.credentials
-        # A server that goes away while a request is sent, whose frames hold all that is signed.
-        gone = S3Storage("bucket", credentials.model_copy(update={"endpoint": "http://127.0.0.1:9"}), storage.client)
+        # A server that tells what it was sent, and one that goes away while a request is sent, whose frames hold it.
         try:
-            gone.read(image)
+            try:
+                self.other("{refusing}").read(image)
+            except Exception:
+                self.other("http://127.0.0.1:9").read(image)
         except Exception as error:
             raise RuntimeError("I cannot read it") from error
+
+    def other(self, endpoint):
+        credentials = self.storage.credentials.model_copy(update={{"endpoint": endpoint}})
+        return S3Storage("bucket", credentials, self.storage.client)
 """
-# What a server says of a key that it does not know.
-REFUSAL = (
-    "<Error><Code>InvalidAccessKeyId</Code><Message>The key is not known</Message>"
-    f"<AWSAccessKeyId>{PLANTED['access_key']}</AWSAccessKeyId></Error>"
-)
 
 
-def configure(tmp_path, endpoint, bucket, credentials=PLANTED, name="config.json"):
-    aws = {"credentials": {"endpoint": endpoint, **credentials}}
-    s3 = {"bucket": bucket, "prefix": [tmp_path.name], "client_lib": list(CLIENTS), "aws": aws}
+# The second client's reads fail in the storage.
+OBSTORES = """        if self.storage.client == "obstore":
+            return super().read_s3_object(image)
+"""
+
+
+def save_network(folder):
+    """The path of a network for the images of these tests, as `test_inference` saves one."""
+    settings = [f"dataset.label={json.dumps(LABELS)}", f"model.save_dir={folder}", "framework.name=PyTorch"]
+    config = expand_settings({}, settings)[0].config
+    return save_trained(torch_build, config, torch_build.make_model(config, len(LABELS)), "torch-fs")
+
+
+def configure(tmp_path, endpoint, bucket, credentials=PLANTED, storage="aws", client=CLIENTS, workers=0):
+    account = {"credentials": {"endpoint": endpoint, **credentials}}
+    clients = client if isinstance(client, str) else list(client)
+    s3 = {"bucket": bucket, "prefix": [tmp_path.name], "client_lib": clients, "aws": account, "dss": account}
+    s3["requests"] = {"max_attempts": 1}
     config = {
-        "storage": {"format": "s3", "name": "aws", "s3": s3},
+        "storage": {"format": "s3", "name": storage, "s3": s3},
         "dataset": {"label": LABELS},
-        "framework": {"name": "PyTorch", "PyTorch": {"DataLoader": {"num_workers": 0}}},
+        "framework": {"name": "PyTorch", "PyTorch": {"DataLoader": {"num_workers": workers}}},
+        "model": {"save_dir": str(tmp_path / "run" / "saved")},
     }
-    path = tmp_path / name
+    path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     path.chmod(0o600)
     return path
 
 
-def run(folder, *arguments, **environment):
-    """Runs a command with all that it writes in a folder; returns all of it, with the process."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", *map(str, arguments)]
-    env = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("AWS_")} | environment
-    env |= {"TMPDIR": str(folder), "AWS_EC2_METADATA_DISABLED": "true"}
-    children = []
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    watching = threading.Thread(target=_watch, args=(process, children), daemon=True)
-    watching.start()
-    written, _ = process.communicate(timeout=120)
-    watching.join()
-    files = {str(file): file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file()}
-    return process.returncode, {"output": written, "command lines": "\n".join(children), **files}
-
-
-def _watch(process, children):
-    """Collects the command lines of what the process starts."""
-    me = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            for child in me.children(recursive=True):
-                line = " ".join(child.cmdline())
-                if line not in children:
-                    children.append(line)
-        except psutil.Error:
-            pass
-        time.sleep(0.2)
-
-
-def assert_no_trace(written):
-    found = [
-        (place, trace, text[max(text.index(trace) - 200, 0) : text.index(trace) + 100])
-        for place, text in written.items()
-        for trace in TRACES
-        if trace in text
-    ]
-    assert found == []
-
-
-def bench(folder, config, *arguments, **environment):
-    outputs = (
+def outputs(folder):
+    """Options for all that pytest and we can write."""
+    return (
         f"--benchmark-json={folder}/out.json", f"--dnn-set=metrics.path={folder}/all.csv",
         f"--junit-xml={folder}/out.xml", "-o", f"cache_dir={folder}/cache", f"--log-file={folder}/log.txt",
     )  # fmt: skip
-    return run(folder, "pytest", "bench", f"--dnn-config={config}", *outputs, *LOUD, *arguments, **environment)
+
+
+def bench(folder, config, *arguments, **options):
+    """Runs the benchmarks, as `run` does; its options are ours."""
+    return run(folder, "pytest", "bench", f"--dnn-config={config}", *outputs(folder), *LOUD, *arguments, **options)
 
 
 @pytest.fixture
@@ -128,38 +101,130 @@ def filled(tmp_path, local_servers):
     return credentials.endpoint, bucket
 
 
-def test_a_run_that_succeeds_and_a_users_class_that_fails_show_none(tmp_path, filled):
+# -- what a run writes ---------------------------------------------------------------------------------
+
+
+def test_a_run_that_succeeds_and_a_users_class_that_fails_show_none(tmp_path, filled, answering_server):
     config = configure(tmp_path, *filled)
+    refusals = Refusals("SignatureDoesNotMatch")
     mine = tmp_path / "mine.py"
-    mine.write_text(MINE)
-    selected = ("-k", "read and c8 or loader and random", f"--dnn-set=dataset.name={mine}:Mine")
-    status, written = bench(tmp_path / "run", config, *selected)
+    mine.write_text(MINE.format(framework="torch", refusing=answering_server(403, refusals)))
+    settings = (f"--dnn-set=dataset.name={mine}:Mine", "--dnn-set=framework.PyTorch.DataLoader.num_workers=0,2")
+    status, written = bench(tmp_path / "run", config, "-k", "read and c8 or loader and random", *settings)
     assert status == 1
     partial = json.loads(written[f"{tmp_path}/run/out.json.partial"])
     assert [one["extra_info"]["client"] for one in partial["benchmarks"]] == list(CLIENTS)
     assert f"{tmp_path}/run/out.json.journal" in written
-    # The user's own frame is there, with its variables.
+    # In this process the user's own frame is there, with its variables; from a worker comes a text.
     assert written["output"].count("credentials = S3Credentials(") >= len(CLIENTS)
     assert "<dnnbench.storage.s3.S3Storage object" in written["output"]
+    assert written["output"].count("Caught RuntimeError in DataLoader worker") >= len(CLIENTS)
+    assert len(refusals.signatures) >= len(CLIENTS)
+    for kind in ("multiprocessing.forkserver", "multiprocessing.resource_tracker"):
+        assert kind in command_lines(written)
+    assert_no_trace(written, refusals.signatures)
+
+
+def test_what_fails_in_tensorflows_pipeline_shows_none(tmp_path, filled, answering_server):
+    endpoint, bucket = filled
+    refusals = Refusals("SignatureDoesNotMatch")
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE.format(framework="tensorflow", refusing=answering_server(403, refusals)))
+    with Proxy(endpoint) as proxy:
+        proxy.fail("reset", key="tulips", times=None)
+        config = configure(tmp_path, proxy.endpoint, bucket, client=("boto3", "obstore"))
+        settings = ("--dnn-set=framework.name=TensorFlow", f"--dnn-set=dataset.name={mine}:Mine")
+        # One class for both: the first client's fault is the class's, the second's the storage's.
+        mine.write_text(mine.read_text().replace("        storage, config", OBSTORES + "        storage, config"))
+        status, written = bench(tmp_path / "run", config, *settings, "-k", "loader and random")
+    assert status == 1
+    assert "I cannot read it" in written["output"]
+    assert "TransientError: aws (obstore)" in written["output"]
+    assert refusals.signatures
+    assert_no_trace(written, refusals.signatures)
+
+
+@pytest.mark.parametrize(("client", "kind"), list(zip(CLIENTS, ("dss", "aws", "dss"), strict=True)))
+def test_a_run_that_is_denied_shows_none(tmp_path, answering_server, client, kind):
+    refusals = Refusals("SignatureDoesNotMatch")
+    config = configure(tmp_path, answering_server(403, refusals), "bucket", storage=kind, client=client)
+    status, written = bench(tmp_path / "run", config, "-k", "listing")
+    assert status not in (0, 5), written["output"]
+    assert_no_trace(written, refusals.signatures)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_is_interrupted_shows_none(tmp_path, filled, times):
+    with Proxy(filled[0]) as proxy:
+        proxy.fail("stall", key="tulips", times=None)
+
+        def interrupt(process):
+            while not any(verb == "GET" and "tulips" in key for verb, key in proxy.seen):
+                time.sleep(0.05)
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+
+        config = configure(tmp_path, proxy.endpoint, filled[1], client="boto3")
+        status, written = bench(tmp_path / "run", config, "-k", "read and serial", interrupt=interrupt)
+    assert status == pytest.ExitCode.INTERRUPTED if times == 1 else status != 0
+    assert "KeyboardInterrupt" in written["output"]
     assert_no_trace(written)
+
+
+# -- the other commands --------------------------------------------------------------------------------
+
+
+def commands(tmp_path, config):
+    """Each that reaches a storage, on ``aws`` and on a DSS."""
+    for place in ("s3://bucket/there", "dss:there"):
+        yield "copy", tmp_path / "flowers", place, "--config", config
+        yield "copy", place, tmp_path / "copied", "--config", config
+        yield "generate", place, "--images-per-category", 1, "--config", config
+        yield "manifest", place, "--config", config
+        yield "predict", tmp_path / "torch-fs.pt", place, "--config", config
+    yield "check", config
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_run_that_is_denied_or_misled_shows_none(tmp_path, answering_server, local_servers, client):
-    endpoint = {
-        "boto3": local_servers.aws()[0].endpoint,
-        "obstore": answering_server(403, REFUSAL),
-        "s3torchconnector": "http://127.0.0.1:9",
-    }[client]
-    config = configure(tmp_path, endpoint, "no-such-bucket")
-    status, written = bench(tmp_path / "run", config, "-k", "listing", f"--dnn-set=storage.s3.client_lib={client}")
-    assert status not in (0, 5), written["output"]
-    assert_no_trace(written)
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "SignatureDoesNotMatch"), (400, "AuthorizationHeaderMalformed"), (500, "InternalError"), (200, "None"),
+        (301, "PermanentRedirect"), (None, ""),
+    ],
+)  # fmt: skip
+def test_the_commands_show_none_where_they_fail(tmp_path, answering_server, capfd, client, status, code):
+    make_data(tmp_path)
+    save_network(tmp_path)
+    refusals = Refusals(code)
+    endpoint = answering_server(status, refusals) if status else "http://127.0.0.1:9"
+    config = configure(tmp_path, endpoint, "bucket", client=client)
+    for command in commands(tmp_path, config):
+        assert main([str(word) for word in command]) != 0, command
+    assert main(["check", str(configure(tmp_path, endpoint, "bucket", storage="dss", client=client))]) != 0
+    assert bool(refusals.signatures) == bool(status)
+    assert_no_trace({"output": "".join(capfd.readouterr()), **files_below(tmp_path / "copied")}, refusals.signatures)
 
 
-def test_check_shows_none(tmp_path, answering_server, capsys):
-    assert main(["check", str(configure(tmp_path, answering_server(403, REFUSAL), "bucket"))]) == 1
-    assert_no_trace({"output": "".join(capsys.readouterr())})
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_commands_show_none_where_all_is_well(tmp_path, filled, local_servers, capfd, client):
+    config = configure(tmp_path, *filled, client=client)
+    network = save_network(tmp_path)
+    dss = f"--set=storage.s3.dss.credentials.endpoint={local_servers.dss().endpoint}"
+    for place in (f"s3://{filled[1]}/{tmp_path.name}-there", f"dss:{tmp_path.name}-there"):
+        more = ("--config", config, dss)
+        for command in (
+            ("copy", tmp_path / "flowers", place), ("copy", place, tmp_path / "out" / place[:3]),
+            ("generate", f"{place}-made", "--images-per-category", 1), ("manifest", place),
+            ("predict", network, place),
+        ):  # fmt: skip
+            assert main([str(word) for word in (*command, *more)]) == 0, command
+    assert main(["check", str(config)]) == 0
+    assert_no_trace({"output": "".join(capfd.readouterr()), **files_below(tmp_path / "out")})
+
+
+# -- secrets from elsewhere ----------------------------------------------------------------------------
 
 
 def test_secrets_of_the_environment_and_of_a_profile_are_not_shown(tmp_path, filled):
@@ -174,15 +239,38 @@ def test_secrets_of_the_environment_and_of_a_profile_are_not_shown(tmp_path, fil
     assert_no_trace(written)
 
 
-def test_secrets_of_the_command_line_are_on_no_other(tmp_path, filled):
-    config = configure(tmp_path, *filled, credentials={})
+def test_secrets_of_the_command_line_are_on_no_other_and_in_no_file(tmp_path, filled):
+    config = configure(tmp_path, *filled, credentials={}, client="obstore")
     settings = [f"--dnn-set=storage.s3.aws.credentials.{key}={value}" for key, value in PLANTED.items()]
     folder = tmp_path / "run"
-    outputs = (f"--benchmark-json={folder}/out.json", f"--dnn-set=metrics.path={folder}/all.csv")
-    status, written = run(folder, "dnnbench", "run", config, "-k", "read and c8", *settings, *outputs, *LOUD)
+    saving = ("--benchmark-autosave", f"--benchmark-storage=file://{folder}/store", "--benchmark-verbose")
+    selected = ("-k", "read and c8 or inference")
+    status, written = run(folder, "dnnbench", "run", config, *selected, *settings, *saving, *outputs(folder), *LOUD)
     assert status == 0, written["output"]
     assert "a secret on the command line" in written["output"]
-    assert "-m pytest" in written["command lines"]
+    assert "-m pytest" in command_lines(written)
+    places = " ".join(written)
+    for kind in (
+        "out.json",
+        "out.json.journal, for a while",
+        "all.csv",
+        "out.xml",
+        "log.txt",
+        "nodeids",
+        ".pt/",
+        "/store/",
+    ):
+        assert kind in places
+    assert_no_trace(written)
+
+
+def test_a_variable_of_the_environment_reaches_no_command_line_and_no_other_variable(tmp_path, filled):
+    named = {key: f"${{MY_{key.upper()}}}" for key in PLANTED}
+    config = configure(tmp_path, *filled, credentials=named, client=("s3torchconnector", "obstore"), workers=1)
+    environment = {f"MY_{key.upper()}": value for key, value in PLANTED.items()}
+    status, written = bench(tmp_path / "run", config, "-k", "loader and random", **environment)
+    assert status == 0, written["output"]
+    assert "multiprocessing.forkserver" in command_lines(written)
     assert_no_trace(written)
 
 

@@ -22,9 +22,10 @@ FLOORS = [
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
     " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",
-    "dnnbench.notes dnnbench.results dnnbench.compare dnnbench.report dnnbench.report_sections"
-    " dnnbench.report_curves dnnbench.report_runs dnnbench.report_charts dnnbench.report_data dnnbench.report_page"
-    " dnnbench.check dnnbench.run dnnbench.__main__",
+    "dnnbench.notes dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text"
+    " dnnbench.baseline dnnbench.ab dnnbench.report dnnbench.report_sections dnnbench.report_curves"
+    " dnnbench.report_runs dnnbench.report_charts dnnbench.report_data dnnbench.report_page dnnbench.check dnnbench.run"
+    " dnnbench.__main__",
     "fixtures",
     "bench",
 ]

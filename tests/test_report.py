@@ -13,6 +13,7 @@ from report_results import result
 
 from dnnbench import report
 from dnnbench.__main__ import main
+from dnnbench.compare import compare as compare_results
 from dnnbench.report_charts import Bar, Style, bars, plot_text, tick_text
 from dnnbench.report_data import Chart, Section, Table, number, visible
 from dnnbench.report_page import page
@@ -39,7 +40,7 @@ def compare(**changes):
     given = {
         "benchmark": "bench/test_read.py::test_read[fs-posix-c8]", "metric": "throughput", "unit": "MiB/s",
         "baseline": (10.0, 11.0), "candidate": (8.0, 9.0), "scale": "ratio", "estimate": 0.8, "low": 0.7, "high": 0.9,
-        "smallest": 0.05, "verdict": "slower", "more_runs": None,
+        "smallest": 0.05, "verdict": "slower", "more_runs": None, "higher_is_better": True,
     }  # fmt: skip
     return SimpleNamespace(**given | changes)
 
@@ -220,9 +221,9 @@ def test_a_comparison_shows_each_interval_and_what_could_not_be_compared():
         compare(verdict="not enough data", estimate=None, low=None, high=None, more_runs=4),
         compare(scale="difference", metric="waiting", estimate=0.1, low=0.05, high=0.2),
     ]
-    compared = SimpleNamespace(comparisons=several, sentence="2 are slower.", problems=["test_x: another client"])
+    compared = SimpleNamespace(comparisons=several, sentence="2 are slower.", problems=["refused: test_x"], notes=["n"])
     section = sections(result(places=[("fs", "posix")]), compared=compared)["comparison"]
-    assert texts(section) == ["2 are slower.", "Not compared: test_x: another client"]
+    assert texts(section) == ["2 are slower.", "refused: test_x", "n"]
     ratios, differences = section.charts
     slower, same, unknown = ratios.data
     assert (slower["x"], slower["y"], slower["name"]) == ([0.8], [0], "slower")
@@ -232,6 +233,21 @@ def test_a_comparison_shows_each_interval_and_what_could_not_be_compared():
     assert (unknown["text"], unknown["y"]) == (["no estimate"], [1])
     assert differences.data[0]["x"] == [0.1]
     assert ratios.table.rows[1][8] == 4
+
+
+def test_a_real_comparison_is_drawn_as_it_is():
+    sides = [
+        [result(run, places=[("fs", "posix")], tests=["read", "loader"]) for run in runs]
+        for runs in ((1, 2, 3), (4, 5, 6))
+    ]
+    compared = compare_results(*(results(*side) for side in sides))
+    section = sections(*sides[1], compared=compared)["comparison"]
+    assert texts(section) == [compared.sentence, *compared.problems, *compared.notes]
+    estimates = [x for chart in section.charts for trace in chart.data if "error_x" in trace for x in trace["x"]]
+    wanted = [one.estimate for one in compared.comparisons if one.estimate is not None]
+    assert len(wanted) > 10
+    assert sorted(estimates) == sorted(wanted)
+    assert sum(len(chart.table.rows) for chart in section.charts) == len(compared.comparisons)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +382,7 @@ def test_the_command_compares_with_a_baseline(tmp_path, monkeypatch):
 
     def compare_files(baseline, candidate):
         asked.append((baseline, candidate))
-        return SimpleNamespace(comparisons=[compare()], sentence="It is slower.", problems=[])
+        return SimpleNamespace(comparisons=[compare()], sentence="It is slower.", problems=[], notes=[])
 
     monkeypatch.setitem(sys.modules, "dnnbench.compare", SimpleNamespace(compare_files=compare_files))
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ class Compared:
     comparisons = (compare(), compare(verdict="same", estimate=1.0, low=0.98, high=1.02))
     sentence = "1 of 2 is slower."
     problems = ()
+    notes = ()
 
 
 @pytest.fixture(scope="module")

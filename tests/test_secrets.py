@@ -1,12 +1,19 @@
 """Who may read secrets, and errors that do not show them. Whole runs are searched by `secrets_in_runs`."""
 
 import json
+import os
+import sys
+import traceback
+from types import SimpleNamespace
 
 import pytest
 
+from dnnbench import run
+from dnnbench.__main__ import main
 from dnnbench.config import ConfigError, expand_settings, exposed_secrets, load_config
 from dnnbench.errors import DnnbenchError
 from dnnbench.secrets import hide_secrets
+from dnnbench.storage.base import Meter
 
 # -- what others can read ------------------------------------------------------------------------------
 
@@ -54,6 +61,33 @@ def test_an_error_of_an_account_does_not_show_its_value(tmp_path, account):
     assert "sesame" not in str(caught.value)
 
 
+# -- command lines -------------------------------------------------------------------------------------
+
+SETTING = "storage.s3.aws.credentials.secret_key=sesame"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["copy", "a", "b", f"--sett={SETTING}"], ["copy", SETTING, "b"], ["check", "a", "--set", SETTING]]
+)
+def test_a_mistake_of_the_command_line_is_told_without_its_secrets(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main(arguments))
+    told = capsys.readouterr().err
+    assert "sesame" not in told
+    assert "secret_key=***" in told
+
+
+@pytest.mark.parametrize("words", [[f"--dnn-set={SETTING}"], ["--dnn-set", SETTING], [f"--dnn-sett={SETTING}"]])
+def test_what_sets_a_secret_is_on_no_command_line_that_we_make(words):
+    shown, (handle,) = run._hide(["-k", "read", *words])
+    try:
+        assert shown == [f"@/proc/self/fd/{handle}"]
+        assert os.pread(handle, 999, 0).decode().split("\n") == ["-k", "read", *words]
+    finally:
+        os.close(handle)
+    assert run._hide(["-k", "secret_key"]) == (["-k", "secret_key"], [])
+
+
 # -- errors --------------------------------------------------------------------------------------------
 
 
@@ -91,3 +125,22 @@ def test_errors_that_point_at_each_other_come_to_an_end():
     first, second = RuntimeError("a"), RuntimeError("b")
     first.__context__, second.__context__ = second, first
     hide_secrets(first)
+
+
+def test_of_an_error_in_a_loader_worker_nothing_is_told_that_lies_behind_ours():
+    # Whatever is not ours torch hands on as the text of its traceback.
+    from dnnbench.datasets.torch_worker import _pack
+
+    def samples():
+        try:
+            raise DnnbenchError("the storage said no") from ValueError("planted".upper())
+        except DnnbenchError as error:
+            raise RuntimeError("mine") from error
+        yield
+
+    with pytest.raises(RuntimeError) as caught:
+        _pack(SimpleNamespace(storage=SimpleNamespace(meter=Meter())), samples)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "the storage said no" in told
+    # The lines of the source do stand there.
+    assert "PLANTED" not in told

@@ -409,6 +409,16 @@ def test_s3_answers_become_our_errors(answering_server, status, code, error, cli
     assert (tally.retries > 0) == (status == 503)
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_server_that_redirects_all_that_is_asked_is_told_in_one_line(answering_server, client):
+    # boto3 asks the server where the bucket is, and is redirected by that, too.
+    url = answering_server(301, "<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>")
+    storage = S3Storage("bucket", S3Credentials(endpoint=url, access_key="a", secret_key="b"), client, rules=AT_ONCE)
+    for ask in (lambda: storage.read("k"), lambda: storage.size("k"), lambda: list(storage.list("k/"))):
+        with pytest.raises(MisconfiguredError, match="redirects to another place"):
+            ask()
+
+
 @pytest.mark.parametrize("key", ["/lead.jpg", "folder/", "a//b.jpg", "a/../b.jpg"])
 def test_obstore_refuses_a_key_that_it_would_take_for_another(local_servers, key):
     credentials, bucket = local_servers.aws()

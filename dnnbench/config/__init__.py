@@ -1,6 +1,6 @@
 """The configuration file as typed models. `load_config` reads it; `Config` is the result."""
 
-from dnnbench.config.load import Variant, expand_settings, exposed_secrets, load_config, names_secret
+from dnnbench.config.load import Variant, expand_settings, exposed_secrets, load_config, without_secrets
 from dnnbench.config.model import (
     DEFAULT_REQUESTS,
     Config,
@@ -25,5 +25,5 @@ __all__ = [
     "expand_settings",
     "exposed_secrets",
     "load_config",
-    "names_secret",
+    "without_secrets",
 ]

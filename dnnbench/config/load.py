@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from dnnbench.config.model import Config, ConfigError
 
 SECRETS = ("access_key", "secret_key", "session_token")
+_SECRET_SETTING = re.compile(rf"\b({'|'.join(SECRETS)})=\S+")
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # A string, or one of the remarks that people put behind a value: "// why" and the seed's "<<=== why".
 _STRING_OR_REMARK = re.compile(r'("(?:\\.|[^"\\\n])*")|(//[^\n]*|<[ <]*==*[^\n]*)')
@@ -68,14 +69,19 @@ def exposed_secrets(path: Path | None, settings: Sequence[str] = ()) -> list[str
         )
     for setting in settings:
         key, _, value = setting.partition("=")
-        if names_secret(key) and not _ENV.fullmatch(value):
+        if _names_secret(key) and not _ENV.fullmatch(value):
             told.append(f"{key}: a secret on the command line, which all users of this machine see: write '${{NAME}}'")
     return told
 
 
-def names_secret(key: str) -> bool:
+def _names_secret(key: str) -> bool:
     """Whether a dotted path names a secret."""
     return key.rpartition(".")[2] in SECRETS
+
+
+def without_secrets(text: str) -> str:
+    """The text of a command line, or of what is wrong with it, with ``***`` for what it sets secrets to."""
+    return _SECRET_SETTING.sub(r"\1=***", text)
 
 
 def _holds_secret(value: Any) -> bool:
@@ -128,7 +134,7 @@ def expand_settings(
             shown = re.split(r"[=\s]", setting, maxsplit=1)[0]
             raise ConfigError(f"{option} {shown}: expected KEY=VALUE or KEY=VALUE,VALUE")
         axes[key] = [_parse_value(key, piece) for piece in _split_values(text)]
-        if len(axes[key]) > 1 and names_secret(key):
+        if len(axes[key]) > 1 and _names_secret(key):
             # It would be shown in the ids and in the record.
             raise ConfigError(f"{option} {key}: a secret takes one value")
     variants = []

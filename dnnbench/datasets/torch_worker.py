@@ -31,6 +31,7 @@ from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.errors import DnnbenchError
 from dnnbench.metrics import Tally
 from dnnbench.plugins import USER_MODULE, PluginError, load_file
+from dnnbench.secrets import hide_secrets
 
 _PRELOAD = ["__main__", "dnnbench.datasets.torch_worker"]
 
@@ -85,6 +86,10 @@ def _pack(dataset: RandomAccessDataset, samples: Callable[[], Iterable[tuple[int
         batch = dataset.collate_fn(read) if read else None
     except DnnbenchError as exc:
         error = exc
+    except Exception as exc:
+        # torch hands it on as a text, in which are those of the errors behind it.
+        hide_secrets(exc)
+        raise
     return Envelope(batch, indices, dataset.storage.meter.take(), os.getpid(), time.process_time_ns(), error)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LEVEL, _FOLDER = "S3_TORCH_CONNECTOR_DEBUG_LOGS", "S3_TORCH_CONNECTOR_LOGS_DIR_PATH"
+# Of the CRT alone: what the layer above it warns of shows the headers of requests, and what the server said of them.
+_WARNINGS = "off,awscrt=warn"
 # What it says of a request that failed, or had no connection; and after that, where it does not send it again.
 _FAILED, _NOT_REPEATED = (b"Try to setup a retry", b"Could not acquire connection"), b"could not retry request"
 # There is a file for each hour.
@@ -65,7 +67,7 @@ class Log:
         folder = tempfile.mkdtemp(prefix="dnnbench-crt-")
         # Worker processes leave without `atexit`.
         multiprocessing.util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
-        with environment({_LEVEL: "warn", _FOLDER: folder}):
+        with environment({_LEVEL: _WARNINGS, _FOLDER: folder}):
             yield
         self._folder = folder
 

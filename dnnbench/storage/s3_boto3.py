@@ -45,6 +45,10 @@ for _name in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.INFO)
 
 
+class _RedirectedAgainError(Exception):
+    """The server redirects also who asks where the bucket is."""
+
+
 class Boto3Client:
     """Requests to one endpoint. ``label`` names the storage in errors; every request is counted in ``meter``."""
 
@@ -154,8 +158,12 @@ class Boto3Client:
             "max_connections": MAX_CONNECTIONS,
         }
 
-    def _begin_call(self, **_: Any) -> None:
-        self._call.requests = 0
+    def _begin_call(self, model: Any, **_: Any) -> None:
+        # After a redirect the library asks by HeadBucket where the bucket is; and again, if that is redirected, ...
+        looks = model.name == "HeadBucket"
+        if looks and self._call.looks:
+            raise _RedirectedAgainError
+        self._call.requests, self._call.looks = 0, looks
 
     def _count(self, request: Any, **_: Any) -> None:
         # Told of every request in the calling thread. Again in one call: the library has found the bucket elsewhere.
@@ -193,6 +201,8 @@ class Boto3Client:
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as exc:
             problem = f"no credentials ({exc}); set storage.s3…credentials or the AWS environment"
             raise DeniedError(self._label, key, problem) from exc
+        except _RedirectedAgainError as exc:
+            raise s3_errors.redirected(self._label, key, "whatever is asked for") from exc
         except PaginationError as exc:
             raise CorruptError(self._label, key, f"the listing's pages cannot be trusted ({exc})") from exc
         except (BotoCoreError, ValueError) as exc:
