@@ -23,7 +23,7 @@ PATTERNS = ("", "/", ".", "x", "-", "+", "\\", "|")
 GREY = "#808080"
 # Letters of a tick's text on one line.
 TICK_LETTERS = 24
-ROW_PX = 40
+ROW_PX = 42
 EDGES_PX = 80
 # Of a bar's length, for the figure at its end.
 ROOM = 1.3
@@ -161,7 +161,7 @@ def bars(several: Sequence[Bar], axis: str, cut: float = math.inf) -> tuple[list
 
 def height_of(ticktext: Sequence[str]) -> int:
     """Pixels of a plot with a row for each of these texts."""
-    return int(EDGES_PX + ROW_PX * sum(max(1.0, 0.55 + 0.35 * text.count("<br>")) for text in ticktext))
+    return int(EDGES_PX + ROW_PX * sum(max(1.0, 0.5 + 0.4 * text.count("<br>")) for text in ticktext))
 
 
 def line(x: Sequence[float], y: Sequence[float], name: str, style: Style, hover: Iterable[str], **others: Any) -> Json:

@@ -23,8 +23,8 @@ VERDICTS = {
     "same": ("circle", Style(0)),
 }
 SCALES = {
-    "ratio": ("candidate over baseline (logarithmic; 1 is the same)", 1.0),
-    "difference": ("candidate minus baseline (0 is the same)", 0.0),
+    "ratio": ("ratio (1: same)", 1.0),
+    "difference": ("difference (0: same)", 0.0),
 }
 FAR = 3
 COMPARE_TITLE = "Comparison with a baseline"
@@ -112,13 +112,15 @@ def _intervals(scale: str, found: Sequence[Comparison]) -> Chart:
         "benchmark", "metric", "unit", scale, "low", "high", "smallest effect to be seen", "verdict",
         "more runs needed", "baseline runs", "candidate runs",
     )  # fmt: skip
-    title = {"ratio": "Ratios of rates and latencies", "difference": "Differences of shares"}[scale]
+    title = {"ratio": "Rates and latencies, candidate over baseline", "difference": "Shares, candidate minus baseline"}[
+        scale
+    ]
     return Chart(
-        f"{title}, with their intervals (↑: more is better, ↓: less is)",
+        f"{title}, with intervals (↑: more is better, ↓: less is)",
         data,
         layout,
         Table(header, rows),
-        110 + 44 * len(several),
+        height_of(layout["yaxis"]["ticktext"]),
     )
 
 
