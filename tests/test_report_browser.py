@@ -227,8 +227,13 @@ def test_plots_take_the_width_that_there_is(small):
     small.page.set_viewport_size({"width": 320, "height": 600})
     small.page.wait_for_function(f"{WIDTH} < 320")
     assert small.run("document.documentElement.scrollWidth") <= 320
+    small.page.emulate_media(media="print")
+    small.page.set_viewport_size({"width": 700, "height": 900})
     small.run("window.dispatchEvent(new Event('beforeprint'))")
     assert small.run(WIDTH) == 640
+    assert small.run("document.documentElement.scrollWidth") <= 700
+    small.page.emulate_media(media="screen")
+    small.page.set_viewport_size({"width": 320, "height": 600})
     small.run("window.dispatchEvent(new Event('afterprint'))")
     assert small.run(WIDTH) < 320
 
