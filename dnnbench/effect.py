@@ -40,8 +40,10 @@ WEAK_TOLERANCES = 1.25
 LEAST_BASELINE = 3
 # How often the smallest effect, and so many more runs, would lead to a verdict.
 POWER = 0.8
-# A trend within both sides is taken for a drift below this probability.
+# A trend within both sides is taken for a drift below this probability. With few runs it is seldom that clear, and a
+# drift that is overlooked looks like a change.
 DRIFT = 0.03
+FEW_RUNS_DRIFT = 0.2
 MOST_RUNS = 100
 
 
@@ -195,7 +197,8 @@ def _fit_with_trend(
     variance = float((residual**2).sum()) / freedom
     in_turns = max(times[0].min(), times[1].min()) < min(times[0].max(), times[1].max())
     slope_se = math.sqrt(variance / spread)
-    drifts = 2 * _cdf(freedom, -abs(slope) / slope_se) < DRIFT if slope_se else bool(slope)
+    suspicion = FEW_RUNS_DRIFT if min(runs) < FEW_RUNS and not in_turns else DRIFT
+    drifts = 2 * _cdf(freedom, -abs(slope) / slope_se) < suspicion if slope_se else bool(slope)
     if not in_turns and not drifts:
         return None
     apart_s = float(times[1].mean() - times[0].mean())

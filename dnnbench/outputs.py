@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Any
 
 from dnnbench.config import ConfigError
 
@@ -58,6 +60,15 @@ def _write_into(folder: Path) -> None:
     # Rights alone do not tell: a file system may be read-only, or no place for files at all.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".dnnbench-"):
         pass
+
+
+def finite(value: Any) -> Any:
+    """The value with None for each NaN and infinity in it: Python writes them into JSON, which has none of them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def goes_with(owner: object, path: str) -> None:

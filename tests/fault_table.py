@@ -70,6 +70,14 @@ READING = {
     ),
     "reset": Row("reset before the answer", {"kind": "reset"}, AGAIN, "TransientError", "broke off"),
     "reset within": Row("reset within the body", {"kind": "reset_within"}, AGAIN, "TransientError", "broke off"),
+    "cut headers": Row(
+        "an answer that ends within its headers",
+        {"kind": "cut_headers"},
+        AGAIN,
+        "TransientError",
+        "broke off",
+        other={"obstore": {"error": "UnreachableError", "words": "no connection to"}},
+    ),
     "truncated": Row(
         "half of the body under the whole one's length", {"kind": "truncate"}, AGAIN, "TransientError", "broke off"
     ),
@@ -132,6 +140,17 @@ LISTING = {
         AGAIN,
         "TransientError",
         "answered 500 InternalError",
+    ),
+    "cut headers": Row(
+        "an answer to a page that ends within its headers",
+        {"kind": "cut_headers"},
+        AGAIN,
+        "TransientError",
+        "broke off",
+        other={
+            "boto3": {"words": "is no page of a listing"},
+            "obstore": {"error": "UnreachableError", "words": "no connection to"},
+        },
     ),
     "repeated": Row(
         "a page comes twice",

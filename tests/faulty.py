@@ -22,11 +22,15 @@ _TOKEN = re.compile(rb"<NextContinuationToken>.*?</NextContinuationToken>")
 
 @dataclass
 class Fault:
-    """What is done to requests of a ``verb`` (or LIST) whose key matches: ``times`` (None: always), ``after`` some."""
+    """What is done to requests of a ``verb`` (or LIST) whose key matches: ``times`` (None: always), ``after`` some.
+
+    ``token``: only to those for the page that it stands for.
+    """
 
     kind: str
     verb: str = "GET"
     key: str = ""
+    token: str = ""
     after: int = 0
     times: int | None = 1
     seconds: float = 0
@@ -34,9 +38,9 @@ class Fault:
     code: str = ""
     headers: dict = field(default_factory=dict)
 
-    def takes(self, verb, key):
+    def takes(self, verb, key, token):
         """Whether it is this request's turn."""
-        if verb != self.verb or not re.search(self.key, key):
+        if verb != self.verb or not re.search(self.key, key) or self.token not in ("", token):
             return False
         self.after -= 1
         if self.after >= 0 or self.times == 0:
@@ -184,9 +188,10 @@ class Proxy:
             upstream.close()
 
     def _answer(self, connection, upstream, request):
+        token = request.query.get("continuation-token", "")
         with self._lock:
             self.seen.append((request.verb, request.key))
-            fault = next((one for one in self._faults if one.takes(request.verb, request.key)), None)
+            fault = next((one for one in self._faults if one.takes(request.verb, request.key, token)), None)
         if fault is None:
             connection.sendall(_bytes_of(self._pass_on(upstream, request)))
         else:
@@ -266,6 +271,11 @@ class Proxy:
     def _reset_within(self, connection, upstream, request, fault):
         self._half(connection, upstream, request)
         _reset(connection)
+        raise Broken
+
+    def _cut_headers(self, connection, upstream, request, fault):
+        """Closes the connection in the middle of the headers."""
+        connection.sendall(b"HTTP/1.1 200 OK\r\nServer: faulty\r\n")
         raise Broken
 
     def _truncate(self, connection, upstream, request, fault):

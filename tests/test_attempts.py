@@ -1,7 +1,11 @@
 """Attempts, their pauses and their end; the watchdog that ends calls; the log in which the CRT tells of its repeats."""
 
+import errno
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.config import Requests, S3Credentials
-from dnnbench.storage import TransientError, UnreachableError, attempts, crt
+from dnnbench.storage import TransientError, UnreachableError, attempts, crt, watchdog
 from dnnbench.storage.attempts import Attempts
 from dnnbench.storage.base import Meter
 from dnnbench.storage.s3 import CLIENTS, S3Storage
@@ -123,6 +127,86 @@ def test_no_connection_is_waited_for_longer_than_it_may_take(silent_port, client
     rules = Requests(connect_timeout_s=0.2, max_attempts=1, back_off_s=0)
     with pytest.raises(UnreachableError, match=r"no connection to http://127\.0\.0\.1:\d+ \(within 0\.2 s\)"):
         S3Storage("b", credentials, client, rules=rules).read("k")
+
+
+def test_the_watchdog_outlives_a_look_that_fails(silent_port, monkeypatch):
+    looks = []
+
+    def fails_at_first():
+        looks.append(None)
+        if len(looks) < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return connections()
+
+    monkeypatch.setattr(watchdog, "connections", fails_at_first)
+    # A thread of its own: one that has ended would bound nothing in later tests.
+    monkeypatch.setattr(watchdog, "_watcher", None)
+    credentials = S3Credentials(endpoint=f"http://127.0.0.1:{silent_port}", access_key="a", secret_key="b")
+    rules = Requests(connect_timeout_s=0.2, max_attempts=1, back_off_s=0)
+    with pytest.raises(UnreachableError, match=r"no connection to .* \(within 0\.2 s\)"):
+        S3Storage("b", credentials, "s3torchconnector", rules=rules).read("k")
+    assert len(looks) >= 3
+
+
+FULL = """
+import os, resource, sys, threading
+from dnnbench.config import Requests, S3Credentials
+from dnnbench.storage.s3 import S3Storage
+
+client, endpoint, bucket = sys.argv[1:]
+credentials = S3Credentials(endpoint=endpoint, access_key="dnnbench", secret_key="dnnbench-secret")
+rules = Requests(connect_timeout_s=1, read_timeout_s=1, total_timeout_s=2, back_off_s=0)
+storage = S3Storage(bucket, credentials, client, rules=rules)
+storage.read("full/silent")
+if client != "s3torchconnector":
+    # Without a connection.
+    storage = S3Storage(bucket, credentials, client, rules=rules)
+    storage.open()
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+handles = []
+def fill():
+    try:
+        while True:
+            handles.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+try:
+    if client == "s3torchconnector":
+        # Within the second call, which is answered no more.
+        threading.Timer(0.3, fill).start()
+    else:
+        fill()
+    storage.read("full/silent")
+except Exception as exc:
+    told = f"{type(exc).__name__}: {exc}"
+for handle in handles:
+    os.close(handle)
+print(told)
+"""
+
+
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [
+        ("boto3", "MisconfiguredError: .*full/silent: .*too many open files; raise ulimit -n"),
+        ("obstore", "MisconfiguredError: .*full/silent: .*too many open files; raise ulimit -n"),
+        ("s3torchconnector", "UnreachableError: .*full/silent: not done within 2 s"),
+    ],
+)
+def test_where_no_more_files_can_be_opened_it_is_said_or_ends_in_time(local_servers, client, told):
+    credentials, bucket = local_servers.aws()
+    S3Storage(bucket, credentials).write("full/silent", b"x")
+    with Proxy(credentials.endpoint) as proxy:
+        proxy.fail("stall", key="silent", after=1, times=None)
+        done = subprocess.run(
+            [sys.executable, "-c", FULL, client, proxy.endpoint, bucket],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert re.match(told, done.stdout), done.stdout + done.stderr
 
 
 def test_another_calls_silence_does_not_cut_off_a_slow_answer(local_servers):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from other_tools import bencher, github_action_benchmark, read_strictly
 from PIL import Image
 
 from dnnbench.__main__ import main
+from fixtures.results import pytest_benchmark_update_json
 
 ROOT = Path(__file__).parent.parent
 LABELS = ["roses", "tulips"]
@@ -133,12 +136,56 @@ def test_a_person_sees_one_table(measured):
 
 
 def test_pytest_benchmark_reads_the_result(measured):
+    twin = measured[3].with_name("later.json")
+    twin.write_bytes(measured[3].read_bytes())
     compare = subprocess.run(
-        [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", str(measured[3]), "--columns=mean"],
+        [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", str(measured[3]), str(twin),
+         "--columns=mean", "--group-by=fullname"],
         capture_output=True, text=True, check=False, cwd=measured[3].parent,
     )  # fmt: skip
     assert compare.returncode == 0, compare.stderr
-    assert "test_training" in compare.stdout
+    for benchmark in measured[1]["benchmarks"]:
+        # The group's heading, and a line of each file.
+        assert compare.stdout.count(benchmark["name"]) == 3
+
+
+def test_other_tools_read_the_result_and_see_the_rate_of_the_record(measured):
+    result = read_strictly(measured[3].read_text())
+    records = {one["fullname"]: one["extra_info"] for one in measured[1]["benchmarks"]}
+    drawn, latencies = github_action_benchmark(result), bencher(result)
+    assert set(drawn) == set(latencies) == set(records)
+    for name, record in records.items():
+        per_round = record["objects"] / record["rounds"]
+        value, unit = drawn[name]
+        assert unit == "iter/sec"
+        # Of rounds that read all alike, as ours do, their rate says the same as that of the objects.
+        assert value * per_round == pytest.approx(record["objects_per_s"], rel=0.05)
+        latency_ns, lower_ns, upper_ns = latencies[name]
+        assert latency_ns == pytest.approx(record["wall_s"] / record["rounds"] * 1e9, rel=0.05)
+        assert lower_ns <= latency_ns <= upper_ns
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_null_in_the_result_so_that_it_stays_json(pytestconfig, value):
+    # As a training that diverges has it.
+    record = {"loss": value, "epochs": [{"loss": value, "accuracy": 0.5}]}
+    output = {"benchmarks": [{"fullname": "a", "extra_info": record}]}
+    pytest_benchmark_update_json(pytestconfig, [], output)
+    assert output["benchmarks"][0]["extra_info"] == {"loss": None, "epochs": [{"loss": None, "accuracy": 0.5}]}
+    json.dumps(output["benchmarks"], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"mean": ', '"mean": NaN, "was": ', 1),
+        lambda text: text.replace('"iqr": ', '"was": ', 1),
+        lambda text: text.replace('"commit_info"', '"was"', 1),
+    ],
+)
+def test_a_result_that_other_tools_would_not_read_is_told_apart(measured, damage):
+    with pytest.raises(ValueError, match=r"NaN|iqr|commit_info"):
+        read_strictly(damage(measured[3].read_text()))
 
 
 def collected(*arguments):

@@ -146,7 +146,7 @@ def test_a_listing_that_breaks_off_goes_on_at_the_next_endpoint(monkeypatch, tmp
 
     class Client:
         def __init__(self, endpoint):
-            self.breaks = endpoint.endswith(":1")
+            self.endpoint, self.breaks = endpoint, endpoint.endswith(":1")
 
         def pages(self, bucket, prefix, start_after):
             later = [entry for entry in entries if entry.key > start_after]

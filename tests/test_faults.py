@@ -26,6 +26,7 @@ CONTENT = bytes(range(256)) * 40
 PATIENT = {"connect_timeout_s": 5, "read_timeout_s": 10, "total_timeout_s": 20, "back_off_s": 0.01}
 # How long after its time an operation may end on a machine that is busy. A hang is longer.
 LATE_S = 10
+_READ_500 = READING["500"].options
 NAMES = [f"{i}.jpg" for i in range(8)]
 
 
@@ -193,6 +194,20 @@ def test_a_listing_meets_a_fault(place, proxy, fault, client):
         proxy.mend()
         proxy.fail(**row.options, verb="LIST", after=1, times=None)
         _ends(storage, again, row, place.prefix)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_page_that_never_comes_ends_a_listing(place, proxy, client):
+    """Also of a client that can only begin anew, and so gets the pages before it each time."""
+    place.fill()
+    storage = place.storage(client)
+    proxy.fail(**_READ_500, verb="LIST", token="page-1", times=None)
+    listed = lambda: sorted(entry.key for entry in storage.list(place.prefix))  # noqa: E731
+    if storage.connection().begins_after and client != "obstore":
+        # It asks for what comes after the page before, which is another page.
+        assert listed() == [f"{place.prefix}roses/{name}" for name in NAMES]
+    else:
+        _ends(storage, listed, LISTING["500"], place.prefix, "given up after")
 
 
 # -- DSS -------------------------------------------------------------------------------------------

@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_benchmark.stats import Metadata
 
+from dnnbench.config import Config, Variant
 from dnnbench.journal import Journal, JournalError, differences
+from fixtures import journal, measure, session
 from fixtures.journal import _restored, plain
+from fixtures.options import RUN, Run
 from tests.test_bench import ENVIRONMENT, ROOT, make_data
 
 
@@ -146,6 +149,59 @@ def test_a_benchmark_comes_back_as_it_was(durations):
     assert after == written | {"extra_info": {"schema": 1, "resumed": True}}
 
 
+def _identity_of(monkeypatch, names, server="moto"):
+    configs = [Config.model_validate({"dataset": {"name": name}}) for name in names]
+    variants = tuple(Variant(config, ()) for config in configs)
+    described = Run(variants, ("fs",), embedded=True, storages_by_name=False, server=server, config_path=None)
+    monkeypatch.setattr(journal, "machine", lambda config: {})
+    return journal._identity(
+        SimpleNamespace(
+            stash={RUN: described, journal._ORDER: []},
+            getoption=lambda name: None,
+            _benchmarksession=SimpleNamespace(options={"disable_gc": False}),
+        )
+    )
+
+
+@pytest.mark.parametrize("changed", ["first.py", "second.py", "third_of_mine.py"])
+def test_a_run_with_another_class_or_server_is_another_run(tmp_path, monkeypatch, changed):
+    for name in ("first.py", "second.py", "third_of_mine.py"):
+        (tmp_path / name).write_text("class Mine: ...")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = [f"{tmp_path}/first.py:Mine", f"{tmp_path}/second.py:Mine", "third_of_mine:Mine"]
+    before = _identity_of(monkeypatch, names)
+    assert differences(before, _identity_of(monkeypatch, names)) == ""
+    assert "--dnn-server was moto, is ceph" in differences(before, _identity_of(monkeypatch, names, "ceph"))
+    (tmp_path / changed).write_text("class Mine: x = 1")
+    assert changed in differences(before, _identity_of(monkeypatch, names))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_to_end_ends_as_with_ctrl_c(number):
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        # As nohup has it.
+        signal.signal(number, signal.SIG_IGN)
+        measure.pytest_sessionstart(None)
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        measure.pytest_sessionstart(None)
+        with pytest.raises(KeyboardInterrupt):
+            signal.getsignal(number)(number, None)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_as_many_files_as_reads_in_flight_may_be_open(monkeypatch):
+    told = []
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: told.append(limits))
+    for limits in [(1024, 1 << 20), (1024, resource.RLIM_INFINITY), (1024, 2048), (8192, 1 << 20), (1024, 1024)]:
+        monkeypatch.setattr(resource, "getrlimit", lambda what, limits=limits: limits)
+        session._allow_connections()
+    assert told == [(4096, 1 << 20), (4096, resource.RLIM_INFINITY), (2048, 2048)]
+
+
 # -- runs ----------------------------------------------------------------------------------------------
 
 KILLING = """
@@ -207,6 +263,27 @@ def test_a_killed_run_is_gone_on_from_as_if_it_were_one(tmp_path):
     with (tmp_path / "all.csv").open(newline="") as file:
         rows = [row["benchmark"] for row in csv.DictReader(file)]
     assert sorted(rows) == sorted(one["name"] for one in result["benchmarks"])
+
+
+TWICE = """
+import pytest
+
+def pytest_runtest_setup(item):
+    if "c8" in item.name:
+        raise KeyboardInterrupt
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo):
+    raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_twice_leaves_no_result_that_looks_whole(tmp_path):
+    make_data(tmp_path)
+    assert run(tmp_path, *READS, plugin=TWICE).returncode != 0
+    assert sorted(file.name for file in tmp_path.glob("out.json*")) == ["out.json.journal", "out.json.partial"]
+    assert json.loads((tmp_path / "out.json.partial").read_text())["dnnbench"]["complete"] is False
+    assert len(reread(tmp_path / "out.json.journal").benchmarks) == 3
 
 
 def test_another_machine_is_refused_and_a_changed_data_set_is_an_error(tmp_path):

@@ -205,3 +205,9 @@ def test_a_file_of_two_names_is_not_called_cold(files, disk, link):
     link(files[3], disk / "again.jpg")
     assert make_cold([*files, str(disk / "again.jpg")]) == UNKNOWN
     assert make_cold([*files[:3], str(disk / "again.jpg")]) == COLD
+
+
+def test_files_below_a_folder_of_two_names_are_not_called_cold(files, disk):
+    os.symlink(disk, disk / "again")
+    assert make_cold(files) == COLD
+    assert make_cold([*files, *(str(disk / "again" / Path(path).name) for path in files)]) == UNKNOWN

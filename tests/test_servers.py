@@ -168,6 +168,16 @@ def test_a_server_that_cannot_start_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_has_much_to_complain_of_goes_on(monkeypatch, tmp_path):
+    (tmp_path / "moto.py").write_text(
+        f"import sys\nsys.stderr.write('x' * {1 << 20} + chr(10))\nraise ImportError('end')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(servers, "START_TIMEOUT_S", 20)
+    with pytest.raises(ServerError, match=r"did not start: .*requirements"):
+        LocalServer("moto", {"a": 1})
+
+
 def test_a_server_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(servers, "START_TIMEOUT_S", 0)
     with pytest.raises(ServerError, match="within 0 s"):

@@ -463,7 +463,7 @@ def test_keys_come_from_the_aws_chain(local_servers, monkeypatch, client):
 class Listed:
     """In the place of a client: ``pages(start_after)`` are its listing's."""
 
-    server = None
+    server = endpoint = None
 
     def __init__(self, pages):
         self._pages = pages
@@ -516,6 +516,48 @@ def test_a_listing_that_goes_round_in_circles_ends(monkeypatch, period):
 
     with pytest.raises(CorruptError, match="comes to the page from 0a to 0b again"):
         list(_listed(monkeypatch, endless).list(""))
+
+
+def _page(keys, truncated, token="", size="1"):
+    contents = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>e</ETag>"
+        f"<Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        for key in keys
+    )
+    return (
+        f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>'
+        f"<Prefix></Prefix><KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys>"
+        f"<IsTruncated>{truncated}</IsTruncated>{token}{contents}</ListBucketResult>"
+    )
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        # As a server answers that knows only the first version of ListObjects.
+        _page([f"k/{i:04}.jpg" for i in range(1000)], "true"),
+        # Pages without end, and without a key.
+        _page([], "true", "<NextContinuationToken>t</NextContinuationToken>"),
+        _page(["k/1.jpg"], "false").replace("<Key>k/1.jpg</Key>", ""),
+        _page(["k/1.jpg"], "false", size="-1"),
+        _page(["k/1.jpg"], "false", size="9" * 20),
+    ],
+    ids=["version 1", "endless", "nameless", "negative", "too large"],
+)
+def test_what_is_no_whole_listing_is_an_error(answering_server, client, body):
+    credentials = S3Credentials(endpoint=answering_server(200, body), access_key="a", secret_key="s")
+    rules = Requests(back_off_s=0, connect_timeout_s=1, read_timeout_s=1, total_timeout_s=1)
+    with pytest.raises(StorageError):
+        list(S3Storage("b", credentials, client, rules=rules).list("k/"))
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_whole_listing_of_one_full_page_is_none(answering_server, client):
+    keys = [f"k/{i:04}.jpg" for i in range(1000)]
+    credentials = S3Credentials(endpoint=answering_server(200, _page(keys, "false")), access_key="a", secret_key="s")
+    storage = S3Storage("b", credentials, client, rules=AT_ONCE)
+    assert [entry.key for entry in storage.list("k/")] == keys
 
 
 def test_a_stream_gives_results_in_the_order_asked_for_and_holds_few():

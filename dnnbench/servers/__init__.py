@@ -14,6 +14,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,11 +57,13 @@ class LocalServer:
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         self._kind = kind
+        # No pipe: nobody empties it, and a server that has much to complain of would wait for that.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
@@ -89,8 +92,8 @@ class LocalServer:
 
     def _complaint(self) -> str:
         """The last line that a child which has ended said of it."""
-        stderr: Any = self._process.stderr
-        text: str = stderr.read().decode(errors="replace")
+        self._complaints.seek(0)
+        text = self._complaints.read().decode(errors="replace")
         return text.strip().rpartition("\n")[2] or f"exit status {self._process.returncode}"
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout, self._complaints):
             if stream is not None:
                 stream.close()
 

@@ -74,7 +74,11 @@ class Meter:
 
     def read_done(self, latency_ns: int, size_bytes: int, held_against: str | None = None) -> None:
         """Counts a read; ``held_against`` says against what it was, unless that is its listed length (see `Tally`)."""
-        self._thread.reads = self.reads_of_this_thread + 1
+        thread = self._thread
+        try:
+            thread.reads += 1
+        except AttributeError:
+            thread.reads = 1
         with self._lock:
             self._tally.latency_ns.append(latency_ns)
             self._tally.read_bytes += size_bytes

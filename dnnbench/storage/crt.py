@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.util
 import os
 import shutil
@@ -80,9 +81,11 @@ class Log:
         if now_s < self._look_s and os.lseek(self._handle, 0, os.SEEK_END) == self._read_bytes:
             return 0
         with self._lock:
-            for name in sorted(os.listdir(self._folder)):
-                if name >= self._name:
-                    self._read(name)
+            # Where no more files can be opened, what is not read now is read after a later request.
+            with contextlib.suppress(OSError):
+                for name in sorted(os.listdir(self._folder)):
+                    if name >= self._name:
+                        self._read(name)
             self._look_s = now_s + _LOOK_FOR_FILES_S if self._name else 0.0
             # Where only the first of a request's lines has been read, a later one takes it back.
             found, self._repeated = max(self._repeated, 0), min(self._repeated, 0)

@@ -23,15 +23,14 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 def make_cold(paths: Iterable[str]) -> str:
     """Drops each file from the page cache. ``cold`` where every page of every file is verified gone.
 
-    A file that is there under two names (as a link) is never cold: it would be read twice.
+    A file that is there under two names (as a link, or in a folder behind one) is never cold: it would be read twice.
     """
-    cold, linked = True, False
+    cold = True
     devices, inodes = array("Q"), array("Q")
     for path in paths:
         handle = os.open(path, _OPEN_FLAGS)
         try:
             info = os.fstat(handle)
-            linked = linked or info.st_nlink > 1 or os.path.islink(path)
             devices.append(info.st_dev)
             inodes.append(info.st_ino)
             # Pages that are not yet on the disk cannot be dropped. Where this fails, `mincore` will tell.
@@ -45,9 +44,21 @@ def make_cold(paths: Iterable[str]) -> str:
         finally:
             os.close(handle)
     # The second reading of the same file in one round would be memory's, under whichever name.
-    if linked and len(set(zip(devices, inodes, strict=True))) < len(inodes):
+    if _has_repeated(devices, inodes):
         return UNKNOWN
     return COLD if cold else UNKNOWN
+
+
+def _has_repeated(devices: array[int], inodes: array[int]) -> bool:
+    import numpy as np
+
+    of_device, of_file = np.asarray(devices, dtype=np.uint64), np.asarray(inodes, dtype=np.uint64)
+    for device in set(devices):
+        # A set of pairs would take a gigabyte for ten million files.
+        there = np.sort(of_file[of_device == device])
+        if (there[1:] == there[:-1]).any():
+            return True
+    return False
 
 
 def make_warm(paths: Iterable[str]) -> str:

@@ -50,6 +50,7 @@ class S3Client(Protocol):
     """What a client library's file provides: requests to one endpoint, one attempt each, counted in the given meter."""
 
     server: str | None
+    endpoint: str | None
     # Whether a listing can begin after any key.
     begins_after: bool
 
@@ -177,6 +178,9 @@ class EndpointStorage(Storage):
         """
         pages: Iterator[Sequence[Entry]] | None = None
         in_order, seen = True, set()
+        # Since a page last brought a key: what failed, and when that was.
+        failed: list[TransientError] = []
+        since_s = time.monotonic()
 
         def next_page(client: S3Client) -> Sequence[Entry] | None:
             nonlocal pages
@@ -186,10 +190,12 @@ class EndpointStorage(Storage):
                 return next(pages, None)
             except TransientError as exc:
                 pages = None
+                error = self._noted(exc, client.endpoint)
+                failed.append(error)
                 if not in_order:
-                    problem = f"{exc.problem}, in a listing without order, which cannot go on"
-                    raise CorruptError(self.label, exc.key, problem) from exc
-                raise
+                    problem = f"{error.problem}, in a listing without order, which cannot go on"
+                    raise CorruptError(self.label, error.key, problem) from exc
+                raise error from exc.__cause__
 
         while (page := self._ask(endpoints, next_page)) is not None:
             if page:
@@ -202,7 +208,29 @@ class EndpointStorage(Storage):
                 # Of the whole page: where it alone is out of order, what comes after its last key may have come.
                 in_order = in_order and start_after < first and all(a.key < b.key for a, b in itertools.pairwise(page))
                 start_after = last
+                failed.clear()
+            else:
+                self._check_progress(endpoints, f"s3://{bucket}/{prefix}", failed, since_s)
             yield page
+            if page:
+                since_s = time.monotonic()
+
+    def _check_progress(
+        self, endpoints: Sequence[Endpoint], key: str, failed: Sequence[TransientError], since_s: float
+    ) -> None:
+        """Raises our error where a listing goes on for ever without a key.
+
+        A client that cannot begin in the middle begins anew after each failure: its pages come, and bring nothing.
+        """
+        made = sum(error.attempts for error in failed)
+        if made >= max(self.rules.max_attempts, len(endpoints)):
+            failed[-1].reword(f"{failed[-1].problem}; given up after {made} attempts")
+            raise failed[-1]
+        total_s = self.rules.total_timeout_s
+        # What is listed anew may take as long as it took before.
+        if not failed and time.monotonic() - since_s >= total_s:
+            problem = f"no key within {total_s:g} s (storage.s3.requests.total_timeout_s), in pages that are all empty"
+            raise TransientError(self.label, key, problem)
 
     def _in_turn(self, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
         """In the order in which to ask; those that failed of late come last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -93,14 +94,29 @@ class Boto3Client:
         with self._errors(f"s3://{bucket}/{prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **after)
             for page in pages:
+                self._check_page(f"s3://{bucket}/{prefix}", page)
                 yield [Entry(item["Key"], item["Size"]) for item in page.get("Contents", ())]
+
+    def _check_page(self, key: str, page: dict[str, Any]) -> None:
+        """Raises our error for an answer that the library would take for a listing's last page, and that is none."""
+        if "IsTruncated" not in page:
+            # Perhaps it broke off within its headers, which http.client takes for their end.
+            raise s3_errors.no_page(self._label, key, self.endpoint)
+        if page["IsTruncated"] and not page.get("NextContinuationToken"):
+            raise CorruptError(self._label, key, s3_errors.CUT_SHORT)
+        for item in page.get("Contents", ()):
+            if not ("Key" in item and 0 <= item.get("Size", -1) < 1 << 63):
+                problem = f"the listing has an object without a name, or of no possible size ({item.get('Key')})"
+                raise CorruptError(self._label, key, problem)
 
     def open(self, bucket: str) -> None:
         """Nothing: one client serves every bucket."""
 
     def size(self, bucket: str, key: str) -> int:
         with self._errors(f"s3://{bucket}/{key}"):
-            return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            answer = self._client.head_object(Bucket=bucket, Key=key)
+            self._check_headers(f"s3://{bucket}/{key}", answer)
+            return int(answer["ContentLength"])
 
     def get(self, bucket: str, key: str, size_bytes: int | None = None) -> bytes:
         with self._errors(f"s3://{bucket}/{key}"):
@@ -129,10 +145,16 @@ class Boto3Client:
         response = self._client.get_object(Bucket=bucket, Key=key, **options)
         # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
         with closing(response["Body"]) as body:
+            self._check_headers(f"s3://{bucket}/{key}", response)
             if "ChecksumMode" in options and not isinstance(body, StreamingChecksumBody):
                 why = "no manifest, and the server's answer bears none of the whole content"
                 raise MisconfiguredError(self._label, f"s3://{bucket}/{key}", no_checksum(why))
             return bytes(body.read())
+
+    def _check_headers(self, key: str, answer: dict[str, Any]) -> None:
+        """Raises our error for an answer that broke off within its headers: http.client takes that for their end."""
+        if "ContentLength" not in answer and "transfer-encoding" not in answer["ResponseMetadata"]["HTTPHeaders"]:
+            raise s3_errors.broken_off(self._label, key, self.endpoint, "it does not say how long it is")
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         with self._errors(f"s3://{bucket}/{key}"):
@@ -208,9 +230,11 @@ class Boto3Client:
         except (BotoCoreError, ValueError) as exc:
             raise MisconfiguredError(self._label, key, " ".join(str(exc).split())) from exc
 
-    def _from_connecting(self, key: str, exc: Exception) -> StorageError:
+    def _from_connecting(self, key: str, exc: ConnectionError) -> StorageError:
         if "CERTIFICATE_VERIFY_FAILED" in str(exc):
             return s3_errors.untrusted(self._label, key, self.endpoint, _why_untrusted(str(exc)))
+        if f"[Errno {errno.EMFILE}]" in str(exc.kwargs.get("error")):
+            return s3_errors.no_more_files(self._label, key)
         why = type(exc).__name__
         if isinstance(exc, ConnectTimeoutError):
             why = f"within {self._rules.connect_timeout_s:g} s"

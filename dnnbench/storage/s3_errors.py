@@ -34,6 +34,11 @@ _TRANSIENT = {
     "RequestTimeout",
     "429",
 }
+# What is told of a server that ends a page by saying that there is more, and not how to ask for it.
+CUT_SHORT = (
+    "the server says that there is more, but not how to go on; it must know version 2 of ListObjects "
+    "(list-type=2, continuation-token)"
+)
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 T = TypeVar("T")
@@ -77,6 +82,12 @@ def unreachable(label: str, key: str, endpoint: str | None, why: str) -> Unreach
     return UnreachableError(label, key, problem)
 
 
+def no_more_files(label: str, key: str) -> MisconfiguredError:
+    """This process has as many connections and files open as it may have."""
+    problem = "no more connections can be made: too many open files; raise ulimit -n, or read fewer at a time"
+    return MisconfiguredError(label, key, problem)
+
+
 def no_answer(label: str, key: str, endpoint: str | None, timeout_s: float) -> UnreachableError:
     """No answer came in time."""
     problem = f"no answer from {endpoint or 'AWS'} within {timeout_s:g} s; is the endpoint up?"
@@ -86,6 +97,15 @@ def no_answer(label: str, key: str, endpoint: str | None, timeout_s: float) -> U
 def broken_off(label: str, key: str, endpoint: str | None, why: str) -> TransientError:
     """The connection was closed before the answer, or within it."""
     error = TransientError(label, key, f"the answer of {endpoint or 'AWS'} broke off ({why})")
+    error.broke_off = True
+    return error
+
+
+def no_page(label: str, key: str, endpoint: str | None) -> TransientError:
+    """What should be a page of a listing is none."""
+    error = TransientError(
+        label, key, f"what {endpoint or 'AWS'} answered is no page of a listing; is it an S3 server?"
+    )
     error.broke_off = True
     return error
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,9 @@ class ObstoreClient(UncountedClient):
             )
             raise MisconfiguredError(label, self.endpoint or "AWS", problem)
         ObstoreClient._used_in = os.getpid()
+        # A client that shows the pages of a listing, where one is needed; and where there is nothing to see (any more).
+        self._shows_pages = partial(_boto3_client, credentials, meter, label, rules, verify_tls)
+        self._checked: set[tuple[str, ...]] = set()
         self._options = _store_options(credentials, label, rules, verify_tls)
         self._stores: dict[str, S3Store] = {}
         self._lock = threading.Lock()
@@ -70,12 +75,28 @@ class ObstoreClient(UncountedClient):
     def _answers(self, bucket: str, prefix: str, start_after: str) -> Iterator[Any]:
         # obstore takes a prefix for a folder: what begins with its last part is picked from the answers.
         folder = prefix[: prefix.rfind("/") + 1]
+        keys = 0
         for answer in obstore.list(
             self._store(bucket), folder or None, offset=start_after or None, chunk_size=PAGE_KEYS
         ):
+            keys += len(answer)
             yield answer
             if len(answer) < PAGE_KEYS:
                 return
+        if keys > PAGE_KEYS:
+            # The server does tell how to go on after a page.
+            self._checked.add((bucket,))
+        elif keys and not self._checked & {(bucket,), (bucket, folder)}:
+            self._check_page(bucket, folder)
+
+    def _check_page(self, bucket: str, folder: str) -> None:
+        """Raises our error where the one page that came is not all: without a token obstore ends, and is silent."""
+        client = self._shows_pages()
+        try:
+            next(client.pages(bucket, folder), None)
+        finally:
+            client.close()
+        self._checked.add((bucket, folder))
 
     def _entries(self, answer: Any) -> Sequence[Entry]:
         return [Entry(item["path"], item["size"]) for item in answer]
@@ -147,6 +168,8 @@ class ObstoreClient(UncountedClient):
         return self._error_without_answer(key, text, kind[1] if kind else "")
 
     def _error_without_answer(self, key: str, text: str, kind: str) -> StorageError:
+        if f"code: {errno.EMFILE}," in text or f"os error {errno.EMFILE})" in text:
+            return s3_errors.no_more_files(self._label, key)
         if kind == "Timeout" and "ConnectError(" in text:
             why = f"within {self._rules.connect_timeout_s:g} s"
             return s3_errors.unreachable(self._label, key, self.endpoint, why)
@@ -157,6 +180,12 @@ class ObstoreClient(UncountedClient):
         if kind:
             return s3_errors.broken_off(self._label, key, self.endpoint, kind)
         return MisconfiguredError(self._label, key, f"obstore: {_first_line(text)}")
+
+
+def _boto3_client(*args: Any) -> Any:
+    from dnnbench.storage.s3_boto3 import Boto3Client
+
+    return Boto3Client(*args)
 
 
 def _first_line(text: str) -> str:

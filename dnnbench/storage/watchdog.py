@@ -7,6 +7,7 @@ What the kernel knows of a connection (TCP_INFO, of Linux) tells one that is sil
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -55,7 +56,8 @@ class Watchdog:
         self._connecting_s: dict[int, float] = {}
         shortest_s = min(rules.connect_timeout_s, rules.read_timeout_s) if silence else rules.total_timeout_s
         self.look_s = min(max(shortest_s / LOOKS, SHORTEST_LOOK_S), LONGEST_LOOK_S)
-        _watched.add(self)
+        with _starting:
+            _watched.add(self)
 
     def add(self, endpoint: str | None) -> None:
         """Connections to this endpoint (None: AWS) are the storage's."""
@@ -198,13 +200,23 @@ def _start() -> None:
 
 
 def _watch() -> None:
+    # A look opens a file, and there may be no more to be had, for the very calls that are to be ended. What fails is
+    # looked at again: without this thread nothing would bound a call.
+    spare = None
     while True:
-        time.sleep(_look_at_all())
+        if spare is not None:
+            os.close(spare)
+        spare, look_s = None, SHORTEST_LOOK_S
+        with contextlib.suppress(OSError):
+            look_s = _look_at_all()
+            spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        time.sleep(look_s)
 
 
 def _look_at_all() -> float:
     """Seconds until the next look."""
-    watched = list(_watched)
+    with _starting:
+        watched = list(_watched)
     for watchdog in watched:
         watchdog.look()
     return min((watchdog.look_s for watchdog in watched), default=LONGEST_LOOK_S)
