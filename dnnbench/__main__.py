@@ -1,4 +1,4 @@
-"""``python -m dnnbench``: makes or copies a data set, checks a configuration, runs it, compares runs, predicts."""
+"""``python -m dnnbench``: makes or copies data sets, checks and runs configurations, compares, reports, predicts."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_baseline(commands)
     _add_ab(commands)
+    _add_report(commands)
 
     for command in (generate, copy, predict, manifest):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
@@ -191,6 +192,16 @@ def _ab(options: argparse.Namespace) -> int:
     return ab_command(options)
 
 
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="show result files on one page that opens offline")
+    report.set_defaults(command=_report)
+    report.add_argument("files", metavar="OUT.json", nargs="+", help="result files, folders of them, or globs")
+    report.add_argument("-o", dest="output", metavar="FILE", default="report.html", help="default: report.html")
+    report.add_argument(
+        "--baseline", metavar="BASELINE", nargs="+", default=[], help="compare with: a baseline's name, files, or globs"
+    )
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -266,6 +277,12 @@ def _predict(options: argparse.Namespace) -> None:
             print(f"{entry.key}\t{label}\t{probability:.3f}")
         if not found:
             raise NotFoundError(storage.label, text, "there are no images here")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dnnbench.report import write_report
+
+    print(write_report(options.files, options.baseline, Path(options.output)))
 
 
 def _transfer(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnbench.errors import MeasurementError
+from dnnbench.metrics_curves import course, latency_curve
 from dnnbench.metrics_rounds import (
     MIB,
     NS,
@@ -72,7 +73,10 @@ class Tally:
 
 @dataclass
 class EpochFigures:
-    """One pass of a loader over its samples. Times in nanoseconds; ``loss`` and ``accuracy`` where known."""
+    """One pass of a loader over its samples. Times in nanoseconds; ``loss`` and ``accuracy`` where known.
+
+    ``waits_ns`` and ``computes_ns`` are those of ``batches`` single batches, for the course of the epoch.
+    """
 
     samples: int
     read_bytes: int
@@ -85,6 +89,9 @@ class EpochFigures:
     errors: int = 0
     loss: float | None = None
     accuracy: float | None = None
+    batches: int = 0
+    waits_ns: Sequence[int] = ()
+    computes_ns: Sequence[int] = ()
 
     def record(self, number: int) -> dict[str, Any]:
         record = {
@@ -101,6 +108,7 @@ class EpochFigures:
             "errors": self.errors,
             "loss": self.loss,
             "accuracy": self.accuracy,
+            "course": course(self.batches, self.waits_ns, self.computes_ns) if self.batches else None,
         }
         return {key: value for key, value in record.items() if value is not None}
 
@@ -276,6 +284,7 @@ def record(
         figures["verified"] = total.verified
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
         figures.update(percentiles_ms(total.latency_ns))
+        figures["latency_curve"] = latency_curve(total.latency_ns)
     if rounds[0].in_flight is not None and objects:
         figures["client_bound"] = _client_bound(
             rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_cpu_ns) / wall_ns

@@ -231,6 +231,9 @@ class Loading:
                     errors=epoch.tally.errors,
                     loss=told.get("loss"),
                     accuracy=told.get("accuracy"),
+                    batches=epoch.batches,
+                    waits_ns=epoch.waits_ns,
+                    computes_ns=epoch.computes_ns,
                 )
             )
             total += epoch.tally

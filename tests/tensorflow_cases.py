@@ -379,8 +379,9 @@ def test_fit_reads_every_batch_however_it_steps(options):
     epochs, _ = _fit(MeteredPipeline(_bound(), 4), epochs=2, compile_options=options)
     for epoch in epochs:
         assert sorted(epoch.indices) == list(range(COUNT))
-        assert epoch.batches == 6
+        assert epoch.batches == len(epoch.computes_ns) == 6
         assert 0 < epoch.wait_ns + epoch.compute_ns <= epoch.wall_ns
+        assert (sum(epoch.waits_ns), sum(epoch.computes_ns)) == (epoch.wait_ns, epoch.compute_ns)
 
 
 def test_validation_is_read_and_is_no_part_of_the_epochs():

@@ -14,15 +14,18 @@ PARTS = ("dnnbench", "fixtures", "bench")
 FLOORS = [
     "dnnbench dnnbench.errors",
     # What knows no storage: figures and how they are written, and what the machine says of itself.
-    "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_csv dnnbench.journal dnnbench.secrets dnnbench.outputs"
-    " dnnbench.config dnnbench.plugins dnnbench.probe dnnbench.calm dnnbench.provenance dnnbench.packed_names",
+    "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_curves dnnbench.metrics_csv dnnbench.journal"
+    " dnnbench.secrets dnnbench.outputs dnnbench.config dnnbench.plugins dnnbench.probe dnnbench.calm"
+    " dnnbench.provenance dnnbench.packed_names",
     "dnnbench.storage dnnbench.images",
     "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
     " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",
-    "dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text dnnbench.baseline"
-    " dnnbench.ab dnnbench.report dnnbench.check dnnbench.run dnnbench.__main__",
+    "dnnbench.notes dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text"
+    " dnnbench.baseline dnnbench.ab dnnbench.report dnnbench.report_sections dnnbench.report_curves"
+    " dnnbench.report_runs dnnbench.report_charts dnnbench.report_data dnnbench.report_page dnnbench.check dnnbench.run"
+    " dnnbench.__main__",
     "fixtures",
     "bench",
 ]
@@ -196,4 +199,4 @@ def test_collecting_the_benchmarks_loads_no_framework_and_no_client(tmp_path, se
     loaded = (tmp_path / "loaded").read_text().splitlines()
     assert any(line.startswith("collected test_loader[") for line in loaded)
     assert "dnnbench.workloads" in loaded
-    assert set(loaded) & {*FRAMEWORKS, *CLIENTS, "moto"} == set()
+    assert set(loaded) & {*FRAMEWORKS, *CLIENTS, "moto", "plotly"} == set()

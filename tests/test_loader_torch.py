@@ -193,6 +193,8 @@ def test_times_of_an_epoch_add_up():
     assert epoch.compute_ns > 0
     # What lies between the readings of the clock is part of neither.
     assert epoch.wait_ns + epoch.compute_ns <= epoch.wall_ns
+    assert (sum(epoch.waits_ns), sum(epoch.computes_ns)) == (epoch.wait_ns, epoch.compute_ns)
+    assert epoch.batches == len(epoch.computes_ns) == len(epoch.waits_ns) - 1
 
 
 def test_in_the_own_process_there_is_no_workers_cpu_time():

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnbench.config import Config, Variant
+from dnnbench.datasets.passes import MemoryBatches
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import (
     NS,
@@ -29,10 +30,13 @@ from dnnbench.metrics import (
     percentiles_ms,
     record,
 )
+from dnnbench.metrics_curves import MOST_SLICES, SHARES, course, latency_curve
 
 MIB = 1024 * 1024
 S = 1_000_000_000
-SHARES = {"p50": Fraction(50), "p90": Fraction(90), "p99": Fraction(99), "p99_9": Fraction(999, 10)}
+PERCENT = {"p50": Fraction(50), "p90": Fraction(90), "p99": Fraction(99), "p99_9": Fraction(999, 10)}
+
+SHARES_OF = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
 
 counts = st.integers(0, 2**40)
 latencies = st.lists(st.integers(0, 10**13), max_size=20).map(lambda values: array("q", values))
@@ -77,7 +81,7 @@ def assert_percentiles(values):
     figures = percentiles_ms(array("q", values))
     assert figures.pop("latency_count") == len(values)
     assert figures.pop("latency_max_ms") == max(values) / 1e6
-    assert figures == {f"latency_{name}_ms": nearest_rank(values, share) / 1e6 for name, share in SHARES.items()}
+    assert figures == {f"latency_{name}_ms": nearest_rank(values, share) / 1e6 for name, share in PERCENT.items()}
 
 
 @given(st.lists(st.integers(0, 10**13), min_size=1, max_size=300))
@@ -92,6 +96,65 @@ def test_percentiles_have_the_exact_rank_where_it_is_a_whole_number(count):
 
 def test_percentiles_of_nothing_are_left_out_and_the_count_says_so():
     assert percentiles_ms(array("q")) == {"latency_count": 0}
+
+
+def nearest_rank_of_millionths(values, share):
+    return sorted(values)[max(-(-len(values) * share // 1_000_000) - 1, 0)]
+
+
+@given(st.lists(st.integers(0, 10**13), min_size=1, max_size=300))
+def test_the_curve_of_latencies_has_the_exact_ranks_and_agrees_with_the_percentiles(values):
+    curve = latency_curve(array("q", values))
+    assert curve == [[share / 1e6, nearest_rank_of_millionths(values, share) / 1e6] for share in SHARES]
+    assert (curve[0][1], curve[-1]) == (min(values) / 1e6, [1.0, max(values) / 1e6])
+    told, figures = dict(curve), percentiles_ms(array("q", values))
+    for name, share in SHARES_OF.items():
+        assert told[share] == figures[f"latency_{name}_ms"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000, 10_000])
+def test_the_curve_has_the_exact_rank_where_it_is_a_whole_number(count):
+    values = np.random.default_rng(count).permutation(count).tolist()
+    assert [ms for _, ms in latency_curve(array("q", values))] == [
+        nearest_rank_of_millionths(values, share) / 1e6 for share in SHARES
+    ]
+
+
+def test_the_curve_of_nothing_is_empty_and_a_listing_has_none():
+    assert latency_curve(array("q")) == []
+    assert "latency_curve" not in measured(Round(3, Tally(), listed_bytes=7, wall_ns=S))
+    assert measured(reading(2), reading(3))["latency_curve"][-1] == [1.0, 1.0]
+
+
+times = st.lists(st.integers(0, 10**10), min_size=1, max_size=400)
+
+
+@given(times, times, st.booleans())
+def test_the_course_of_an_epoch_loses_no_time_and_no_batch(waits, computes, ended):
+    batches = len(waits)
+    told = course(batches, waits + [7] * ended, computes[:batches])
+    assert sum(told["batches"]) == batches
+    assert len(told["batches"]) == len(told["waiting_s"]) == len(told["computing_s"]) == min(batches, MOST_SLICES)
+    assert max(told["batches"]) - min(told["batches"]) <= 1
+    assert sum(told["waiting_s"]) == pytest.approx((sum(waits) + 7 * ended) / NS, rel=1e-12)
+    assert sum(told["computing_s"]) == pytest.approx(sum(computes[:batches]) / NS, rel=1e-12)
+
+
+def test_a_slice_of_the_course_has_the_times_of_its_own_batches():
+    few = course(3, [1 * S, 2 * S, 3 * S, S], [10 * S, 20 * S, 30 * S])
+    assert few == {"batches": [1, 1, 1], "waiting_s": [1, 2, 4], "computing_s": [10, 20, 30]}
+    many = course(200, range(200), [0] * 200)
+    assert many["waiting_s"] == [(4 * number + 1) / NS for number in range(100)]
+
+
+def test_a_loop_is_metered_batch_by_batch():
+    loader = MemoryBatches([(np.zeros(2), np.zeros(2))] * 5)
+    for _ in loader:
+        pass
+    (epoch,) = loader.take_epochs()
+    # A sixth wait found that there is no more.
+    assert (len(epoch.waits_ns), len(epoch.computes_ns)) == (6, 5)
+    assert (sum(epoch.waits_ns), sum(epoch.computes_ns)) == (epoch.wait_ns, epoch.compute_ns)
 
 
 def reading(objects=2, size=MIB, wall_s=1, **others):
@@ -150,8 +213,9 @@ def test_a_listing_has_listed_bytes_and_reads_none():
 
 
 def epoch(samples=10, wall_s=2, wait_s=1, first_s=0.5, **learned):
-    times = (int(t * S) for t in (wall_s, wait_s, wall_s - wait_s, first_s))
-    return EpochFigures(samples, samples * MIB, *times, **learned)
+    times = [int(t * S) for t in (wall_s, wait_s, wall_s - wait_s, first_s)]
+    batches = {"batches": 2, "waits_ns": [times[1] - 1, 1], "computes_ns": [times[2], 0]}
+    return EpochFigures(samples, samples * MIB, *times, **batches, **learned)
 
 
 def training():
@@ -285,8 +349,9 @@ READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference", "
 ONLY_OF = {
     "bytes": READS, "verif": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
     "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
-    "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS, "loss": {"training"},
-    "accuracy": {"training", "inference"}, "confusion": {"inference"}, "batch_latency": {"inference"},
+    "course": LOADERS, "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS,
+    "loss": {"training"}, "accuracy": {"training", "inference"}, "confusion": {"inference"},
+    "batch_latency": {"inference"},
     # Those of the run, not of the measuring.
     "finished_utc": set(), "resumed": set(),
     "client_bound": {"read", "knee"}, "knee": {"knee"}, "ladder": {"ladder"}, "accelerator": {"accelerator"},
@@ -328,11 +393,19 @@ def test_the_readme_tells_every_key_of_the_record(kind):
     assert sorted({key for one in found.get("epochs", []) for key in one} - set(table) - {"epoch"}) == []
 
 
+def test_an_epochs_course_adds_up_to_its_totals():
+    for told in complete("training")["epochs"]:
+        for key in ("waiting_s", "computing_s"):
+            assert sum(told["course"][key]) == pytest.approx(told[key], rel=1e-12)
+        assert sum(told["course"]["batches"]) == 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_record_has_every_key_that_the_readme_tells(kind):
     wanted = {k for k in documented() if all(kind in o for name, o in ONLY_OF.items() if k.startswith(name))}
     assert len(wanted) > 20
-    assert sorted(wanted - set(complete(kind))) == []
+    found = complete(kind)
+    assert sorted(wanted - set(found) - {key for one in found.get("epochs", []) for key in one}) == []
 
 
 def test_the_readme_tells_every_key_of_the_catalog():

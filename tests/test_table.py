@@ -3,7 +3,8 @@
 import pytest
 
 from dnnbench.knee import Step, find_knee
-from fixtures.table import _explain, layout, row
+from dnnbench.notes import answers, warnings
+from fixtures.table import layout, row
 
 FIGURES = {
     "storage": "aws", "client": "boto3", "what": "read c8", "swept": {}, "cache": "unknown", "objects_per_s": 1234.5,
@@ -25,10 +26,8 @@ def mark(**figures):
 
 def below(*several):
     """What is written below the table."""
-    lines = []
-    reporter = type("Reporter", (), {"write_line": staticmethod(lines.append)})
-    _explain(reporter, [FIGURES | one for one in several], None)
-    return lines
+    figures = [FIGURES | one for one in several]
+    return [*warnings(figures, None), *answers(figures)]
 
 
 @pytest.mark.parametrize(

@@ -33,14 +33,23 @@ class Epoch:
     worker_cpu_ns: int = 0
     complete: bool = False
     seen: array[int] = field(default_factory=lambda: array("q"), repr=False)
+    # Of each batch, what ``wait_ns`` and ``compute_ns`` are the sums of; a last wait finds that there is none.
+    waits_ns: array[int] = field(default_factory=lambda: array("q"), repr=False)
+    computes_ns: array[int] = field(default_factory=lambda: array("q"), repr=False)
 
     @property
     def samples(self) -> int:
         return len(self.indices)
 
+    def waited(self, wait_ns: int) -> None:
+        """Notes the time between asking for a batch and getting it, or learning that there is none."""
+        self.wait_ns += wait_ns
+        self.waits_ns.append(wait_ns)
+
     def computed(self, compute_ns: int) -> None:
         """Notes the time between getting a batch and asking for the next one."""
         self.compute_ns += compute_ns
+        self.computes_ns.append(compute_ns)
         if self.batches == 1:
             self.first_step_ns = compute_ns
 
@@ -90,10 +99,10 @@ class MeteredPasses(ABC):
                     # Letting go of what a pass holds is the loader's doing, and may take it long.
                     iterator, ended = None, True
                     self._end_pass(epoch)
-                    epoch.wait_ns += time.perf_counter_ns() - asked_ns
+                    epoch.waited(time.perf_counter_ns() - asked_ns)
                     epoch.complete = True
                     return
-                epoch.wait_ns += got_ns - asked_ns
+                epoch.waited(got_ns - asked_ns)
                 batch = self._unpack(received, epoch)
                 epoch.last_batch_ns = got_ns - start_ns
                 if epoch.batches == 1:

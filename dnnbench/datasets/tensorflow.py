@@ -306,7 +306,7 @@ class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]
             self._asked_ns = self._clock()
         received = self._pipeline._next(iterator)
         self._got_ns = self._end_ns = self._clock()
-        epoch.wait_ns += self._got_ns - self._asked_ns
+        epoch.waited(self._got_ns - self._asked_ns)
         if received is None:
             self._got_ns = 0
             raise StopIteration

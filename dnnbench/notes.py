@@ -1,0 +1,131 @@
+"""What stands below the figures, after a run and in its report: what may spoil them, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dnnbench.metrics_rounds import DISTURBED_SHARE
+
+Figures = Mapping[str, Any]
+
+# What the figures of embedded servers are worth.
+EMBEDDED = {
+    "moto": "a mock on this machine: they show that all works, and say nothing about a storage",
+    "ceph": "a real object store, in this machine's memory and on its processors: they are comparable on this machine "
+    "alone",
+}
+STOPPED_BY = {
+    "throughput": "more bring no more",
+    "p99": "more pass the bound of p99",
+    "batches": "the data set has too few batches for more",
+    "most": "as many as are tried",
+}
+
+
+def place(figures: Figures) -> str:
+    """Where a benchmark read from: its storage and client."""
+    return f"{figures['storage']} ({figures['client']})"
+
+
+def warnings(figures: Sequence[Figures], server: Mapping[str, str] | None) -> Iterator[str]:
+    """What may spoil the figures of a run, a line each. ``server`` is the record's ``embedded_server``."""
+    if server and any(one["storage"] != "fs" for one in figures):
+        # Of a kind that a later version knows, the name is all there is to say.
+        worth = EMBEDDED.get(server["kind"], "on this machine")
+        yield f"aws, dss: figures of {server['kind']} {server['version']}, {worth}"
+    left_out = {one["storage"]: one["catalog"]["left_out"] for one in figures if one["catalog"]["left_out"]}
+    for storage, counts in left_out.items():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+        yield f"{storage}: left out of the data set: {reasons}"
+    if any(one["cache"] == "unknown" and one["storage"] == "fs" and "mib_per_s" in one for one in figures):
+        yield "fs: cache unknown: the page cache could not be verified; the figures may be memory's, not the storage's"
+    for where in sorted({place(one) for one in figures if one["settings"].get("verify_tls") is False}):
+        yield f"{where}: TLS certificates were not verified: storage.s3.verify_tls is false"
+    retried = [one for one in figures if one["retries"]]
+    if retried:
+        yield (
+            f"retries: in {len(retried)} of {len(figures)} benchmarks requests were sent again "
+            f"({sum(one['retries'] for one in retried)} in all); the waiting is in their latencies and rates"
+        )
+    bound = [one for one in figures if one.get("client_bound") or verdict_of(one).get("client_bound")]
+    if bound:
+        yield (
+            f"client-bound: {len(bound)} of the readings are limited by the client's own processor time, and say "
+            "nothing about the storage"
+        )
+    yield from _caches(figures)
+    yield from _disturbed(figures)
+
+
+def _caches(figures: Sequence[Figures]) -> Iterator[str]:
+    """Readings that were not the storage's, whatever was asked for."""
+    cached = [one for one in figures if one["cache"] in ("mixed", "warm") and one.get("cache_asked") != one["cache"]]
+    if cached:
+        yield (
+            f"page cache: {len(cached)} of the readings came from memory, whole (warm) or in part (mixed), though "
+            "another state was asked for: the machine fetched less, or more, than that state has it"
+        )
+    for one in figures:
+        if one.get("server_cache"):
+            first_ms, later_ms = (one[key]["latency_p50_ms"] for key in ("first_reads", "later_reads"))
+            yield (
+                f"{place(one)}, {one['what']}: a cache on the server's side: first reads took "
+                f"{first_ms:.3g} ms, later ones {later_ms:.3g} ms (p50); later rounds do not measure its media"
+            )
+
+
+def _disturbed(figures: Sequence[Figures]) -> Iterator[str]:
+    repeats = sum(one.get("repeats", 0) for one in figures)
+    if repeats:
+        yield f"repeated: {repeats} rounds were disturbed and made again; they are in no total"
+    disturbed = [one for one in figures if one["disturbed"]]
+    if disturbed:
+        shares = [one["others_cpu_share"] or 0.0 for one in disturbed]
+        swapping = sum("swapping" in one.get("disturbed_by", ()) for one in disturbed)
+        yield (
+            f"disturbed: during {len(disturbed)} of {len(figures)} benchmarks other processes took more than "
+            f"{DISTURBED_SHARE:.0%} of the processors (up to {max(shares):.0%}), or the machine swapped ({swapping}); "
+            "measure again on a calm machine"
+        )
+
+
+def answers(figures: Sequence[Figures]) -> Iterator[str]:
+    """What ladders, accelerators and knees say, a line each."""
+    for one in figures:
+        told = [verdict_of(one)["sentence"]] if "ladder" in one else []
+        told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
+        told += [curve(one["knee"])] if "knee" in one else []
+        yield from (f"{place(one)}, {one['what']}: {line}" for line in told)
+
+
+def kept_busy(told: Mapping[str, Any]) -> str:
+    """What `test_accelerator` found, from the record's ``accelerator``."""
+    rate, batch_ms = f"{told['samples_per_s']:,.0f} samples/s", f"{told['batch_compute_ms']:.3g} ms a batch"
+    kept = f"kept busy to {told['target']:.0%}"
+    which = f"the fastest of the accelerators tried that is {kept} takes"
+    if not told["kept_busy"]:
+        which = f"no accelerator tried is {kept}; one takes"
+    start = (
+        "" if told["warm_up_steps"] else ", in which the wait for its first batches counts: there are too few others"
+    )
+    return f"{which} {rate} ({batch_ms}), and was busy {told['utilization']:.0%} of its epoch{start}"
+
+
+def verdict_of(figures: Figures) -> Mapping[str, Any]:
+    """A ladder's verdict; of another benchmark, nothing."""
+    verdict: Mapping[str, Any] = figures.get("ladder", {}).get("verdict", {})
+    return verdict
+
+
+def curve(knee: Mapping[str, Any]) -> str:
+    """The way to a knee, from the record's ``knee``."""
+    points = ", ".join(
+        f"{point['level']}: {point['per_s']:,.0f}/s{' client-bound' if point.get('client_bound') else ''}"
+        for point in knee["curve"]
+    )
+    if knee["per_s"] is None:
+        return (
+            f"{points} (no knee: p99 is {knee['curve'][0]['latency_p99_ms']:.3g} ms, beyond the bound, already there)"
+        )
+    return f"{points} ({STOPPED_BY[knee['stopped_by']]})"
