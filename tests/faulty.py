@@ -319,10 +319,11 @@ class Proxy:
 
 def _receive(stream, connection):
     """The next request of a connection; None where there is no more."""
-    line = stream.readline()
-    if not line.strip():
+    words = stream.readline().decode("latin-1").split(" ", 2)
+    if len(words) < 3:
+        # It is gone, or broke off in mid-line.
         return None
-    method, target, _ = line.decode("latin-1").split(" ", 2)
+    method, target, _ = words
     headers = []
     while (line := stream.readline()).strip():
         name, _, value = line.decode("latin-1").partition(":")
