@@ -364,13 +364,13 @@ def _holds_or_says_why_in_one_line(action):
 
 
 @given(st.dictionaries(NAMES, JSON).map(json.dumps) | JSON.map(json.dumps) | st.text() | st.binary())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_file_loads_or_is_refused_in_one_line(load, text):
     _holds_or_says_why_in_one_line(lambda: load(text))
 
 
 @given(st.lists(SETTINGS, min_size=1, max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_setting_works_or_is_refused_in_one_line(dnn_set):
     _holds_or_says_why_in_one_line(lambda: expand_settings({}, dnn_set))
 

@@ -183,7 +183,7 @@ def encodes(text):
 
 
 @given(keys=key_sets(), page_keys=st.integers(1, 7), workers=st.integers(1, 8), seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_every_key_comes_once_in_whatever_order_requests_are_answered(keys, page_keys, workers, seed):
     bucket = Bucket(keys, page_keys, "p/")
     pages = drive([bucket], workers, seed)
@@ -296,7 +296,7 @@ def test_distances_stay_finite():
     workers=st.integers(1, 8),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_every_key_comes_once_from_a_server_without_order(server, keys, page_keys, workers, seed):
     bucket = server(keys, page_keys, "p/")
     assert sorted(keys_of(drive([bucket], workers, seed))) == sorted(keys)

@@ -52,8 +52,8 @@ def test_keys_are_source_label_number():
 
 @pytest.mark.parametrize(("median_bytes", "spread"), [(110_000, 0.35), (20_000, 0.8), (50_000, 0.0)])
 def test_sizes_are_log_normal_as_asked(median_bytes, spread):
-    spec = SynthSpec(LABELS, median_bytes=median_bytes, spread=spread, images_per_category=60)
-    sizes = np.array([len(image(spec, *place)) for _, place in list(keys(spec))[:300]])
+    spec = SynthSpec(LABELS, median_bytes=median_bytes, spread=spread, images_per_category=30)
+    sizes = np.array([len(image(spec, *place)) for _, place in list(keys(spec))[:150]])
     # The standard error of a log-normal's median is about 1.25 sigma / sqrt(n).
     error = 1.25 * spread / np.sqrt(len(sizes))
     assert abs(np.log(np.median(sizes) / median_bytes)) <= 4 * error + 1e-4
