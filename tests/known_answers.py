@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import test_ladder
+import test_diagnosis
 from fakes import image_bytes
 from peers import free_ports, serve
 
@@ -48,7 +48,7 @@ def pictures(count: int, median_bytes: int = 72_000) -> dict[str, bytes]:
 def contents_of(limit: str) -> dict[str, bytes]:
     """The objects in whose training ``limit`` limits."""
     if limit == DECODE:
-        return test_ladder.large_pictures(64)
+        return test_diagnosis.large_pictures(64)
     if limit in (CLIENT, LOADER, COMPUTE):
         # Next to no decoding.
         return {f"roses/{i:04d}.png": image_bytes(i % 256) for i in range(256)}
@@ -178,8 +178,8 @@ def serve_capped(upstream: str, queue: Queue[int]) -> None:
 
 def case(limit: str, servers: Servers, contents: dict[str, bytes]) -> tuple[S3Storage, list[str]]:
     """(storage, settings) in which ``limit`` limits."""
-    one, two = (f"{test_ladder.WORKERS}{count}" for count in (1, 2))
-    own = f"{test_ladder.__file__}:"
+    one, two = (f"{test_diagnosis.WORKERS}{count}" for count in (1, 2))
+    own = f"{test_diagnosis.__file__}:"
     if limit == LATENCY:
         return servers.storage(servers.away, "boto3", contents), [one]
     if limit == BANDWIDTH:
@@ -210,7 +210,7 @@ def main() -> int:
             named, gains = collections.Counter[str](), []
             for _ in range(arguments.runs):
                 storage, settings = case(limit, servers, contents)
-                figures, verdict = test_ladder.climb(storage, settings)
+                figures, verdict = test_diagnosis.climb(storage, settings)
                 storage.close()
                 named[verdict["limit"]] += 1
                 gains.append(verdict["gain"])

@@ -200,3 +200,8 @@ def test_collecting_the_benchmarks_loads_no_framework_and_no_client(tmp_path, se
     assert any(line.startswith("collected test_loader[") for line in loaded)
     assert "dnnbench.workloads" in loaded
     assert set(loaded) & {*FRAMEWORKS, *CLIENTS, "moto", "plotly"} == set()
+
+
+def test_a_file_of_tests_has_a_name_of_its_own_so_that_all_of_them_can_be_collected_at_once():
+    names = [path.name for folder in ("bench", "tests") for path in (ROOT / folder).glob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
