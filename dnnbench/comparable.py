@@ -22,7 +22,7 @@ KINDS = {
     "hardware": "processor, cores, memory, GPU",
     "cache": "the page cache: cold or warm",
     "server": "the server's endpoint, kind and version",
-    "missing": "a benchmark that only one side has",
+    "missing": "a benchmark, or a figure of one, that only some runs have",
     "undecided": "not enough data",
 }
 # Of the settings that a storage tells, those that name the server; the rest is the client's.

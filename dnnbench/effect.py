@@ -45,6 +45,7 @@ POWER = 0.8
 DRIFT = 0.03
 FEW_RUNS_DRIFT = 0.2
 MOST_RUNS = 100
+MOST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -279,14 +280,19 @@ def _effect(sample: Sample, fit: _Fit | None, p_adjusted: float | None, bar: flo
     as_ratio = sample.scale == "ratio"
     return Effect(
         verdict,
-        estimate=math.exp(sign * fit.difference) if as_ratio else sign * fit.difference,
-        low=math.exp(low) if as_ratio else low,
-        high=math.exp(high) if as_ratio else high,
+        estimate=_exp(sign * fit.difference) if as_ratio else sign * fit.difference,
+        low=_exp(low) if as_ratio else low,
+        high=_exp(high) if as_ratio else high,
         smallest=-math.expm1(-smallest) if as_ratio else smallest,
         p_adjusted=p_adjusted,
         more_runs=_more_runs(fit, bar, margin, rules) if verdict == "not enough data" else None,
         drift=fit.drift,
     )
+
+
+def _exp(value: float) -> float:
+    # Two runs that are nothing alike have an interval beyond what a float holds.
+    return math.exp(min(value, MOST_EXPONENT))
 
 
 def _plain_estimate(sample: Sample) -> float | None:

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_results import MACHINE, record, result, write
 
@@ -214,6 +214,8 @@ def test_the_same_run_does_not_count_twice(tmp_path, baseline):
         (json.dumps({**result(), "benchmarks": []}), "holds no benchmark"),
         (json.dumps({**result(), "benchmarks": [{"fullname": "x", "extra_info": {"schema": 1}}]}), "is damaged"),
         (json.dumps(result(runs=[])), "is damaged"),
+        (json.dumps(result(runs=[{"started_utc": None, "ended_utc": None}])), "is damaged"),
+        (json.dumps(result(runs=[{"started_utc": "2026-01-05T08:00:00+00:00"}])), "is damaged"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_results(tmp_path, content, told, capsys):
@@ -243,6 +245,67 @@ def test_only_some_metrics(tmp_path, baseline):
     assert [one.metric for one in compared.comparisons] == ["p99"]
 
 
+def test_what_is_asked_for_by_name_needs_a_verdict(tmp_path, baseline, capsys):
+    arguments = ["compare", str(baseline[0]), "--candidate", str(slowed(tmp_path)[0]), "--metrics"]
+    assert main([*arguments, "p50,p99"]) == 2
+    assert "not enough data for 2 comparisons" in capsys.readouterr().out
+    assert main([*arguments, "waiting share"]) == 2
+    assert "no benchmark in common that has any of the metrics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("nothing", [None, 0.0, float("nan"), float("inf"), "gone"])
+@pytest.mark.parametrize(
+    ("key", "metric"),
+    [("objects_per_s", "throughput"), ("latency_p99_ms", "p99"), ("waiting_share", "waiting share")],
+)
+def test_a_figure_that_vanishes_is_refused(tmp_path, key, metric, nothing):
+    has = runs(tmp_path / "a", "a", benchmarks={NAME: record(waiting_share=0.2)})
+    some = [json.loads(path.read_text()) for path in runs(tmp_path / "b", "b", first=20, benchmarks={
+        NAME: record(waiting_share=0.2)
+    })]  # fmt: skip
+    figures = some[3]["benchmarks"][0]["extra_info"]
+    if nothing == "gone":
+        del figures[key]
+    else:
+        figures[key] = nothing
+    lacks = [write(tmp_path / "c", f"{i}.json", one) for i, one in enumerate(some)]
+    for sides, title in (((has, lacks), "candidate"), ((lacks, has), "baseline")):
+        compared = compare_files(*sides)
+        if metric == "waiting share" and nothing == 0.0:
+            assert not compared.refused
+            continue
+        (refused,) = compared.refused
+        assert refused.kind == "missing"
+        assert f"no {metric} in 1 of the 6 runs of the {title}" in refused.text
+        assert compared.exit_status == 2
+        assert metric not in {one.metric for one in compared.comparisons}
+        assert len(compared.comparisons) == 3
+        assert compare_files(*sides, allowed=["missing"]).exit_status == 0
+
+
+def test_a_rate_that_no_run_has_is_refused_and_another_figure_is_not(tmp_path):
+    for key, kinds in (("objects_per_s", ["missing"]), ("latency_p99_ms", [])):
+        sides = [
+            [
+                write(tmp_path / key / side, f"{i}.json", result(first + i, {NAME: record(**{key: None})}))
+                for i in range(6)
+            ]
+            for side, first in (("a", 0), ("b", 20))
+        ]
+        assert [one.kind for one in compare_files(*sides).refused] == kinds
+
+
+def test_an_interval_beyond_any_float_is_told(tmp_path, baseline, capsys):
+    odd = [
+        write(tmp_path / "odd", f"{i}.json", result(20 + i, {NAME: record(objects_per_s=rate)}))
+        for i, rate in enumerate((1.0, 1e9))
+    ]
+    for kind in ("text", "markdown", "json"):
+        arguments = ["compare", *map(str, baseline), "--candidate", *map(str, odd), "--confidence", "0.9999"]
+        assert main([*arguments, "--format", kind]) == 2
+        assert max(map(len, capsys.readouterr().out.splitlines())) < 250
+
+
 def test_what_spoils_figures_is_told(tmp_path, baseline):
     bound = runs(tmp_path / "b", "b", first=20, benchmarks={NAME: record(client_bound=True, disturbed=True)})
     notes = compare_files(baseline, bound).notes
@@ -266,15 +329,21 @@ def test_markdown_is_at_most_a_screen_and_shows_names_as_they_are(tmp_path):
     assert "<img" not in text
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in text.splitlines() if line.startswith("| "))
     assert text.startswith("### ❌ dnnbench: regression")
+    shown = r"test\_read\[aws-obstore-a\|b\`&#60;img src=x&#62;\_\*\]"
+    assert f"| {shown} |" in as_markdown(compare_files(*(runs(tmp_path / name, name, factors, first, {hostile: record()})
+        for name, factors, first in (("c", CALM, 40), ("d", slow, 60)))))  # fmt: skip
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+@example(["\r\r\r\r\r\x85\u2028\u2028", "\x1b[2J", "\ud800"])
 def test_any_name_is_shown_in_one_line(names):
     benchmarks = {f"test_read[{name}{i}]": record(objects_per_s=1.0 + i) for i, name in enumerate(names)}
     made = [read_back(number, benchmarks) for number in (0, 1)]
     for text in (as_text(compare(made[:1], made[1:]), everything=True), as_markdown(compare(made[:1], made[1:]))):
         assert len(text.splitlines()) < 30
+        assert "\x1b" not in text
+        text.encode()
 
 
 def read_back(number, benchmarks):
