@@ -149,6 +149,15 @@ def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
+def allowed_kinds(texts: Sequence[str], option: str = "--allow") -> list[str]:
+    """The kinds that ``KIND[,KIND]`` names. Raises `CompareError` for one that is none."""
+    kinds = [kind for text in texts for kind in text.split(",")]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise CompareError(f'{option}: found "{kind}", expected some of {", ".join(KINDS)}')
+    return kinds
+
+
 def compare_files(
     baseline: Sequence[Path],
     candidate: Sequence[Path],
@@ -170,7 +179,7 @@ def compare(
 ) -> Compared:
     """Compares two sets of runs. Raises `CompareError` where there is nothing to compare."""
     rules = rules or Rules()
-    _check(baseline, candidate, allowed, metrics)
+    _check(baseline, candidate, metrics)
     sides = [_Side(runs, allowed) for runs in (baseline, candidate)]
     names = list(dict.fromkeys([*sides[0].names, *sides[1].names]))
     differing: list[tuple[str, str]] = []
@@ -211,15 +220,10 @@ def compare(
     return Compared(comparisons, left, notes, (len(baseline), len(candidate)), rules, frozenset(allowed))
 
 
-def _check(
-    baseline: Sequence[Result], candidate: Sequence[Result], allowed: Collection[str], metrics: Collection[str]
-) -> None:
+def _check(baseline: Sequence[Result], candidate: Sequence[Result], metrics: Collection[str]) -> None:
     for side, title in ((baseline, "baseline"), (candidate, "candidate")):
         if not side:
             raise CompareError(f"the {title} has no run")
-    for name in allowed:
-        if name not in KINDS:
-            raise CompareError(f'--allow: found "{name}", expected some of {", ".join(KINDS)}')
     for name in metrics:
         if name not in METRICS:
             raise CompareError(f'--metrics: found "{name}", expected some of {", ".join(METRICS)}')
@@ -299,7 +303,7 @@ def _samples(
     for metric in _metrics_of([*records[0], *records[1]]):
         if metric.name not in wanted:
             continue
-        values = [tuple(_figure(record, metric) for record in side) for side in records]
+        values = [tuple(figure(record, metric) for record in side) for side in records]
         known = [tuple(value for value in side if value is not None) for side in values]
         lacking = [
             f"{count} of the {len(side)} runs of the {title}"
@@ -335,7 +339,8 @@ def _metrics_of(records: Sequence[Mapping[str, Any]]) -> list[Metric]:
     return [*([first] if first else []), *others]
 
 
-def _figure(record: Mapping[str, Any], metric: Metric) -> float | None:
+def figure(record: Mapping[str, Any], metric: Metric) -> float | None:
+    """A record's figure of this metric; None where it is none, or nothing that a ratio could be of."""
     value = record.get(metric.key)
     if not isinstance(value, int | float) or not math.isfinite(value) or (metric.scale == "ratio" and value <= 0):
         return None

@@ -132,5 +132,6 @@ def _smallest(one: Comparison) -> str:
 
 def _escaped(text: str) -> str:
     """As Markdown that shows these very letters: names of benchmarks hold what people have chosen."""
-    letters = {letter: f"\\{letter}" for letter in "\\`*_{}[]|#~$"} | {letter: f"&#{ord(letter)};" for letter in "<>&"}
-    return " ".join(visible(text).translate(str.maketrans(letters)).split())
+    escapes = {ord(letter): f"\\{letter}" for letter in "\\`*_{}[]|#~$"}
+    escapes |= {ord(letter): f"&#{ord(letter)};" for letter in "<>&"}
+    return " ".join(visible(text).translate(escapes).split())

@@ -256,9 +256,9 @@ def _quantile(freedom: Any, share: float) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _quantiles_by_runs(share: float) -> Any:
-    """Student's t for each number of runs a side, from `LEAST_BASELINE` to `MOST_RUNS`."""
-    return _quantile(2 * np.arange(LEAST_BASELINE, MOST_RUNS + 1) - 2, share)
+def _quantiles_by_runs(share: float, runs: int) -> Any:
+    """Student's t with so many runs, and each number of more a side up to `MOST_RUNS`."""
+    return _quantile(runs - 2 + 2 * np.arange(1, MOST_RUNS + 1), share)
 
 
 def _effect(sample: Sample, fit: _Fit | None, p_adjusted: float | None, bar: float, rules: Rules) -> Effect:
@@ -305,11 +305,11 @@ def _plain_estimate(sample: Sample) -> float | None:
 
 def _more_runs(fit: _Fit, bar: float, margin: float, rules: Rules) -> int | None:
     """How many more a side until what was seen would be beyond doubt, or within the tolerance."""
-    counts = np.arange(LEAST_BASELINE, MOST_RUNS + 1)
-    se = fit.sd * np.sqrt(2 / counts)
-    sure = _quantiles_by_runs(1 - bar * SLOWER_SHARE) + _quantiles_by_runs(POWER)
-    within = _quantiles_by_runs(1 - rules.error * (1 - SLOWER_SHARE))
-    enough = (counts > max(*fit.runs, FEW_RUNS - 1)) & (
+    more, runs = np.arange(1, MOST_RUNS + 1), sum(fit.runs)
+    se = fit.sd * np.sqrt(1 / (fit.runs[0] + more) + 1 / (fit.runs[1] + more))
+    sure = _quantiles_by_runs(1 - bar * SLOWER_SHARE, runs) + _quantiles_by_runs(POWER, runs)
+    within = _quantiles_by_runs(1 - rules.error * (1 - SLOWER_SHARE), runs)
+    enough = (min(fit.runs) + more >= FEW_RUNS) & (
         (abs(fit.difference) >= sure * se) | (abs(fit.difference) + within * se <= margin)
     )
-    return int(counts[enough.argmax()]) - min(fit.runs) if enough.any() else None
+    return int(more[enough.argmax()]) if enough.any() else None

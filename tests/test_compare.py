@@ -330,8 +330,9 @@ def test_markdown_is_at_most_a_screen_and_shows_names_as_they_are(tmp_path):
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in text.splitlines() if line.startswith("| "))
     assert text.startswith("### ❌ dnnbench: regression")
     shown = r"test\_read\[aws-obstore-a\|b\`&#60;img src=x&#62;\_\*\]"
-    assert f"| {shown} |" in as_markdown(compare_files(*(runs(tmp_path / name, name, factors, first, {hostile: record()})
-        for name, factors, first in (("c", CALM, 40), ("d", slow, 60)))))  # fmt: skip
+    alone = {hostile: record()}
+    few = runs(tmp_path / "c", "c", first=40, benchmarks=alone), runs(tmp_path / "d", "d", slow, 60, alone)
+    assert f"| {shown} |" in as_markdown(compare_files(*few))
 
 
 @settings(max_examples=25, deadline=None)
@@ -403,9 +404,32 @@ def test_a_baseline_holds_runs_of_one_kind_only(here, baseline, capsys):
     assert main(["baseline", "add", "main", str(baseline[0])]) == 0
     assert main(["baseline", "add", "main", str(other[0])]) == 2
     assert "hardware: cores: 2, now 4" in capsys.readouterr().err
-    assert main(["baseline", "add", "main", str(other[0]), "--allow", "hardware"]) == 0
+    assert main(["baseline", "add", "main", str(other[0]), "--allow", "software,hardware"]) == 0
     assert main(["baseline", "show", "none"]) == 2
     assert 'there is no "none"' in capsys.readouterr().err
+
+
+def test_a_baseline_without_figures_is_shown(here, capsys):
+    made = [
+        write(here / "x", f"{i}.json", result(i, {NAME: record(objects_per_s=None), f"{NAME[:-1]}0]": record()}))
+        for i in range(2)
+    ]
+    assert main(["baseline", "add", "main", *map(str, made)]) == 0
+    assert main(["baseline", "show", "main"]) == 0
+    told = capsys.readouterr().out
+    assert "c8]: no throughput" in told
+    assert "c80]: 1,000 objects/s" in told
+
+
+def test_a_name_that_is_neither_a_baseline_nor_a_file(here, baseline, capsys):
+    assert main(["compare", "mian", "--candidate", str(baseline[0])]) == 2
+    assert "mian: there is no such baseline in baselines, and no such result file" in capsys.readouterr().err
+
+
+def test_where_a_comparison_cannot_be_written_is_told_first(here, baseline, capsys):
+    files = [*map(str, baseline), "--candidate", *map(str, slowed(here))]
+    assert main(["compare", *files, "-o", "none/x.md"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 # -- two sides in turns ------------------------------------------------------------------------------
@@ -464,6 +488,61 @@ def test_two_sides_are_measured_in_turns_and_compared(measured, capsys):
     assert len(asked) == 12
 
 
+def test_what_was_measured_of_another_thing_is_not_gone_on_from(measured, capsys):
+    asked, _ = measured
+    arguments = ["ab", "A.json", "B.json", "--runs", "3", "--set-b", "execution.rounds=4"]
+    main(arguments)
+    for other in (
+        [*arguments[:-1], "execution.rounds=5", "--resume"],
+        [*arguments, "--resume", "--", "-k", "read"],
+    ):
+        assert main(other) == 2
+        assert "holds runs of other configurations" in capsys.readouterr().err
+    main([*arguments, "--resume"])
+    assert "holds runs" not in capsys.readouterr().err
+    assert len(asked) == 6
+
+
+def test_runs_of_a_side_that_are_not_alike_have_no_control(measured, monkeypatch, capsys):
+    asked, _ = measured
+    real = ab.measure
+
+    def measure(config, json_path, arguments):
+        real(config, json_path, arguments)
+        data = json.loads(json_path.read_text())
+        # As after an upgrade between two runs; that of a client may differ between the sides.
+        data["benchmarks"][0]["extra_info"]["settings"]["obstore"] = "0.12.1" if len(asked) < 8 else "0.13.0"
+        json_path.write_text(json.dumps(data))
+        return 0
+
+    monkeypatch.setattr(ab, "measure", measure)
+    assert main(["ab", "A.json", "B.json", "--runs", "7"]) == 2
+    told = capsys.readouterr().out
+    assert "control: A against itself: its runs are not alike, so trust no verdict" in told
+    assert "refused: client: obstore: 0.12.1, now 0.13.0" in told
+
+
+def test_a_control_of_too_few_runs_says_so(measured, capsys):
+    main(["ab", "A.json", "B.json", "--runs", "3"])
+    told = capsys.readouterr().out
+    assert "control: B against itself: too few runs for a control" in told
+    assert "none slower or faster" not in told
+
+
+def test_a_folder_of_runs_holds_results_only(measured, here):
+    main(["ab", "A.json", "B.json", "--runs", "3"])
+    assert [read_result(path).path.name for path in find_files([str(here / "ab")])][:2] == ["a1.json", "a2.json"]
+    assert json.loads((here / "ab.compared.json").read_text())["comparisons"]
+
+
+def test_a_run_that_leaves_no_figures_ends_it_at_once(measured, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(ab, "measure", lambda *_: asked.append(1) or 0)
+    assert main(["ab", "A.json", "B.json"]) == 2
+    assert "pytest left no figures there" in capsys.readouterr().err
+    assert len(asked) == 1
+
+
 def test_noise_that_is_none_spoils_the_verdict(measured, monkeypatch, capsys):
     asked, rates = measured
 
@@ -500,6 +579,10 @@ def test_a_run_that_fails_ends_it(measured, monkeypatch, capsys):
     [
         (["--runs", "2"], "at least 3"),
         (["--set", "storage.s3.clent_lib=boto3"], "client_lib"),
+        (["--allow", "hardware,sofware"], 'found "sofware", expected some of'),
+        (["--", "--dnn-config=C.json"], "--dnn-config: is ab's own to say"),
+        (["--", "--benchmark-json", "x.json"], "--benchmark-json: is ab's own to say"),
+        (["--", "-k", "read", "--dnn-baseline=main"], "--dnn-baseline: is ab's own to say"),
     ],
 )
 def test_what_two_sides_cannot_be_asked(measured, arguments, told, capsys):

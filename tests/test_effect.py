@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnnbench.ab import turns
-from dnnbench.effect import Rules, Sample, judge
+from dnnbench.effect import FEW_RUNS, Rules, Sample, judge
 
 PAIRS = 200
 RULES = Rules()
@@ -100,6 +100,13 @@ def test_what_would_have_been_found_is_found_in_four_of_five():
     smallest = [judge([sample(rng, "normal", 9, in_turns(9))], RULES)[0].smallest for _ in range(200)]
     found = verdicts("normal", 9, in_turns(9), change=1 - float(np.median(smallest)), pairs=400)
     assert 0.7 <= found.count("slower") / len(found) <= 0.9
+
+
+def test_one_run_against_a_long_baseline_needs_no_baseline_of_its_own():
+    spread = np.exp(0.05 * np.random.default_rng(1).standard_normal(20))
+    (effect,) = judge([Sample(tuple(spread), (0.93,))], RULES)
+    assert effect.verdict == "not enough data"
+    assert effect.more_runs == FEW_RUNS - 1
 
 
 def test_so_many_more_runs_would_do():
