@@ -335,7 +335,9 @@ def gate_metric(record: Mapping[str, Any]) -> Metric | None:
 
 def _metrics_of(records: Sequence[Mapping[str, Any]]) -> list[Metric]:
     first = next((metric for record in records if (metric := gate_metric(record))), None)
-    others = () if first is LISTING else (one for one in OTHERS if any(one.key in record for record in records))
+    # At a knee there are as many reads in flight, or workers, as that run found best: of two knees only rates compare.
+    alone = first is LISTING or any("knee" in record for record in records)
+    others = () if alone else (one for one in OTHERS if any(one.key in record for record in records))
     return [*([first] if first else []), *others]
 
 

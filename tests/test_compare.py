@@ -93,6 +93,17 @@ def test_a_listing_is_compared_by_its_rate_only(tmp_path, baseline):
     assert [(one.metric, one.unit) for one in compared.comparisons] == [("listing rate", "keys/s")]
 
 
+def test_at_a_higher_knee_latencies_are_no_regression(tmp_path):
+    name = "test_autoscale_read[aws-obstore]"
+    sides = [
+        runs(tmp_path / side, side, first=first, benchmarks={
+            name: record(knee={"concurrency": reads}, objects_per_s=100.0 * reads, latency_p50_ms=1.0 * reads)
+        })
+        for side, first, reads in (("a", 0, 8), ("b", 20, 32))
+    ]  # fmt: skip
+    assert [(one.metric, one.verdict) for one in compare_files(*sides).comparisons] == [("throughput", "faster")]
+
+
 def test_too_few_runs_are_no_verdict_and_say_how_many_would_do(tmp_path, baseline):
     compared = compare_files(baseline[:2], slowed(tmp_path)[:1])
     assert compared.exit_status == 2
