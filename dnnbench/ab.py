@@ -81,7 +81,7 @@ def ab_command(options: argparse.Namespace) -> int:
 
 def _begin(folder: Path, asked: dict[str, list[str]], resume: bool) -> None:
     """Makes the folder, and notes in it what is measured. Raises `CompareError` where it holds runs of others."""
-    note, text = folder / "asked.txt", json.dumps(asked, indent=1)
+    note, text = folder / "measured.txt", json.dumps(asked, indent=1)
     if folder.is_dir() and any(folder.glob("[ab][0-9]*.json")):
         if not resume:
             raise CompareError(f"{folder}: holds runs; --resume goes on from them, or name another folder with -o")

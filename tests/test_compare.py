@@ -543,6 +543,7 @@ def test_a_control_of_too_few_runs_says_so(measured, capsys):
 def test_a_folder_of_runs_holds_results_only(measured, here):
     main(["ab", "A.json", "B.json", "--runs", "3"])
     assert [read_result(path).path.name for path in find_files([str(here / "ab")])][:2] == ["a1.json", "a2.json"]
+    assert len(find_files([str(here / "ab" / "[ab]*")])) == 6
     assert json.loads((here / "ab.compared.json").read_text())["comparisons"]
 
 
