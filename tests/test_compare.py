@@ -190,6 +190,17 @@ def test_a_port_of_a_local_server_is_no_difference(tmp_path):
     assert compare_files(*sides).exit_status == 0
 
 
+@pytest.mark.parametrize(("memory_mib", "same"), [(24321, True), (24319 - 256, True), (24319 + 257, False)])
+def test_a_few_mib_more_or_less_are_no_other_machine(tmp_path, memory_mib, same):
+    sides = [
+        runs(tmp_path / str(first), "r", first=first, machine={**MACHINE, "memory_mib": mib})
+        for first, mib in ((0, 24319), (20, memory_mib))
+    ]
+    assert [str(one) for one in compare_files(*sides).refused] == (
+        [] if same else ["hardware: memory_mib: 24319, now 24576 (in 1 benchmark)"]
+    )
+
+
 def test_another_storage_or_client_is_matched_by_what_remains_of_the_names(tmp_path):
     names = {"test_read[aws-obstore-c8]": record(), "test_ladder[aws-obstore-torch-random]": record()}
     others = {
