@@ -73,10 +73,12 @@ def ab_command(options: argparse.Namespace) -> int:
     print(text)
     controls = [(side.upper(), control(runs, rules, also_allowed)) for side, runs in sides.items()]
     disturbed = [side for side, one in controls if not _tell_control(side, one)]
+    status = UNUSABLE if disturbed else compared.exit_status
+    whole = {**json.loads(FORMATS["json"](compared)), "exit_status": status, "disturbed": disturbed}
     # Beside the folder, which holds results and nothing else: report and compare take it as it is.
     place = folder.resolve()
-    write_whole(place.with_name(f"{place.name}.compared.json"), FORMATS["json"](compared).encode())
-    return UNUSABLE if disturbed else compared.exit_status
+    write_whole(place.with_name(f"{place.name}.compared.json"), json.dumps(whole, indent=2).encode())
+    return status
 
 
 def _begin(folder: Path, asked: dict[str, list[str]], resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -370,8 +371,6 @@ def test_any_name_is_shown_in_one_line(names):
 
 
 def read_back(number, benchmarks):
-    from pathlib import Path
-
     from dnnbench.results import result_of
 
     return result_of(result(number, benchmarks), Path("x.json"))
@@ -589,6 +588,8 @@ def test_noise_that_is_none_spoils_the_verdict(measured, monkeypatch, capsys):
     monkeypatch.setattr(ab, "measure", measure)
     assert main(["ab", "A.json", "B.json", "--runs", "12"]) == 2
     assert "trust no verdict" in capsys.readouterr().out
+    told = json.loads(Path("ab.compared.json").read_text())
+    assert (told["exit_status"], told["disturbed"]) == (2, ["A"])
 
 
 def test_a_run_that_fails_ends_it(measured, monkeypatch, capsys):
@@ -615,7 +616,5 @@ def test_what_two_sides_cannot_be_asked(measured, arguments, told, capsys):
 
 
 def test_every_kind_is_documented():
-    from pathlib import Path
-
     text = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in text] == []
