@@ -123,6 +123,10 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Effect]:
     from scipy.stats import false_discovery_control
 
     fits = [_fit(sample) for sample in samples]
+    drifts = [fit.drift for fit in fits if fit is not None]
+    if 0 < sum(drifts) < len(drifts) < 2 * sum(drifts):
+        # They are of the same runs: where most drift, the others do as well, and it was only not seen.
+        fits = [_fit(sample, drifting=True) for sample in samples]
     known = [(number, fit) for number, fit in enumerate(fits) if fit is not None]
     adjusted: dict[int, float] = {}
     found = 0
@@ -142,15 +146,15 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Effect]:
     ]
 
 
-def _fit(sample: Sample) -> _Fit | None:
-    """None where there are too few runs for any spread."""
+def _fit(sample: Sample, drifting: bool = False) -> _Fit | None:
+    """None where there are too few runs for any spread. ``drifting``: the runs are known to drift."""
     sides = [_on_scale(values, sample) for values in (sample.baseline, sample.candidate)]
     runs = len(sides[0]), len(sides[1])
     if runs[0] < LEAST_BASELINE or not runs[1]:
         return None
     times = _times(sample)
     if times is not None and sum(runs) > LEAST_BASELINE + 1:
-        trended = _fit_with_trend(sides, times, runs, sample.scale)
+        trended = _fit_with_trend(sides, times, runs, sample.scale, drifting)
         if trended is not None:
             return trended
     difference = float(sides[1].mean() - sides[0].mean())
@@ -186,7 +190,7 @@ def _times(sample: Sample) -> tuple[Values, Values] | None:
 
 
 def _fit_with_trend(
-    sides: Sequence[Values], times: tuple[Values, Values], runs: tuple[int, int], scale: Scale
+    sides: Sequence[Values], times: tuple[Values, Values], runs: tuple[int, int], scale: Scale, drifting: bool
 ) -> _Fit | None:
     """Sides and a straight trend over the order of the runs, fitted together.
 
@@ -205,6 +209,7 @@ def _fit_with_trend(
     slope_se = math.sqrt(variance / spread)
     suspicion = FEW_RUNS_DRIFT if min(runs) <= FEW_RUNS and not in_turns else DRIFT
     drifts = 2 * _cdf(freedom, -abs(slope) / slope_se) < suspicion if slope_se else bool(slope)
+    drifts = drifts or (drifting and not in_turns)
     if not in_turns and not drifts:
         return None
     apart_s = float(times[1].mean() - times[0].mean())
