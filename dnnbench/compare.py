@@ -178,7 +178,21 @@ def compare(
     metrics: Collection[str] = METRICS,
 ) -> Compared:
     """Compares two sets of runs. Raises `CompareError` where there is nothing to compare."""
-    rules = rules or Rules()
+    try:
+        return _compare(baseline, candidate, rules or Rules(), allowed, metrics)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+        # As a traceback it would end with the status of a regression.
+        names = ", ".join(str(run.path) for run in (*baseline, *candidate))
+        raise CompareError(f"{names}: a record is damaged: {type(exc).__name__} {exc}") from exc
+
+
+def _compare(
+    baseline: Sequence[Result],
+    candidate: Sequence[Result],
+    rules: Rules,
+    allowed: Collection[str],
+    metrics: Collection[str],
+) -> Compared:
     _check(baseline, candidate, metrics)
     sides = [_Side(runs, allowed) for runs in (baseline, candidate)]
     names = list(dict.fromkeys([*sides[0].names, *sides[1].names]))

@@ -250,6 +250,15 @@ def test_files_that_are_no_results(tmp_path, content, told, capsys):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("figures", "about"), [({"objects_per_s": 10**400}, {}), ({}, {"machine": {**MACHINE, "memory_mib": "much"}})]
+)
+def test_a_record_that_is_no_record_is_no_regression(tmp_path, baseline, figures, about, capsys):
+    odd = write(tmp_path, "odd.json", result(20, {NAME: record(**figures)}, **about))
+    assert main(["compare", *map(str, baseline), "--candidate", str(odd)]) == 2
+    assert "a record is damaged" in capsys.readouterr().err
+
+
 def test_names_of_files_that_are_not_there(tmp_path):
     for pattern in (tmp_path / "none.json", tmp_path / "*.json", tmp_path):
         with pytest.raises(ResultError, match="no such result file"):
