@@ -114,7 +114,9 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_rules(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--allow", metavar="KIND", action="append", default=[], help="compare although this differs")
+    command.add_argument(
+        "--allow", metavar="KIND[,KIND]", action="append", default=[], help="compare although this differs"
+    )
     command.add_argument("--confidence", type=_share, default=0.95, help="of the intervals (default 0.95)")
     command.add_argument("--tolerance", type=_share, default=0.1, help="so much is the same (default 0.1)")
     command.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default text")
@@ -129,7 +131,7 @@ def _add_baseline(commands: Any) -> None:
     for action in (add, show):
         action.add_argument("name", metavar="NAME")
     add.add_argument("files", metavar="FILE", nargs="+", help="result files, or globs")
-    add.add_argument("--allow", metavar="KIND", action="append", default=[], help="add although this differs")
+    add.add_argument("--allow", metavar="KIND[,KIND]", action="append", default=[], help="add although this differs")
     for action in (add, listing, show):
         action.set_defaults(command=_baseline)
         action.add_argument("--dir", default="baselines", metavar="FOLDER", help="default baselines")
@@ -162,16 +164,18 @@ def _share(text: str) -> float:
 
 def _compare(options: argparse.Namespace) -> int:
     from dnnbench.baseline import FOLDER, runs_of
-    from dnnbench.compare import METRICS, compare_files
+    from dnnbench.compare import METRICS, allowed_kinds, compare_files
     from dnnbench.compare_text import FORMATS, as_text
     from dnnbench.effect import Rules
-    from dnnbench.outputs import write_whole
+    from dnnbench.outputs import check_writable, write_whole
     from dnnbench.results import find_files
 
     baseline = runs_of(options.baseline, Path(options.dir or FOLDER))
     metrics = options.metrics.split(",") if options.metrics else METRICS
     rules = Rules(options.confidence, options.tolerance)
-    allowed = [kind for text in options.allow for kind in text.split(",")]
+    if options.output:
+        check_writable("-o", Path(options.output))
+    allowed = allowed_kinds(options.allow)
     compared = compare_files(baseline, find_files(options.candidate), rules, allowed, metrics)
     told = as_text(compared, options.all) if options.format == "text" else FORMATS[options.format](compared)
     print(told)

@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from dnnbench.comparable import KINDS, counted, differences, facts
-from dnnbench.compare import CompareError, gate_metric
+from dnnbench.comparable import counted, differences, facts
+from dnnbench.compare import CompareError, allowed_kinds, figure, gate_metric
 from dnnbench.outputs import write_whole
-from dnnbench.results import Result, find_files, read_result
+from dnnbench.results import Result, ResultError, find_files, read_result
 
 FOLDER = "baselines"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,6 +27,8 @@ def runs_of(baseline: Sequence[str], folder: Path) -> list[Path]:
     found: list[Path] = []
     for text in baseline:
         held = _files(folder / text) if _NAME.fullmatch(text) else []
+        if not held and _NAME.fullmatch(text) and not Path(text).exists():
+            raise ResultError(f"{text}: there is no such baseline in {folder}, and no such result file")
         found += held or find_files([text])
     return list(dict.fromkeys(found))
 
@@ -82,10 +84,7 @@ def baseline_command(options: argparse.Namespace) -> int:
     """``python -m dnnbench baseline add|list|show``."""
     folder = Path(options.dir)
     if options.action == "add":
-        for name in options.allow:
-            if name not in KINDS:
-                raise CompareError(f'--allow: found "{name}", expected some of {", ".join(KINDS)}')
-        added = add(options.name, options.files, folder, options.allow)
+        added = add(options.name, options.files, folder, allowed_kinds(options.allow))
         held = len(_files(folder / options.name))
         print(f"{folder / options.name}: {len(added)} added, {held} runs")
     elif options.action == "list":
@@ -119,7 +118,11 @@ def _shown(runs: Sequence[Result]) -> Iterator[str]:
         metric = gate_metric(benchmark.record)
         if metric is None:
             continue
-        found = [b.record[metric.key] for run in runs for b in run.benchmarks if b.name == benchmark.name]
+        told = [figure(b.record, metric) for run in runs for b in run.benchmarks if b.name == benchmark.name]
+        found = [value for value in told if value is not None]
+        if not found:
+            yield f"{benchmark.name.rpartition('::')[2]}: no {metric.name}"
+            continue
         spread = statistics.stdev(found) / statistics.mean(found) if len(found) > 1 else None
-        told = "" if spread is None else f", run-to-run spread {spread:.1%}"
-        yield f"{benchmark.name.rpartition('::')[2]}: {statistics.median(found):,.4g} {metric.unit}{told}"
+        spreading = "" if spread is None else f", run-to-run spread {spread:.1%}"
+        yield f"{benchmark.name.rpartition('::')[2]}: {statistics.median(found):,.4g} {metric.unit}{spreading}"

@@ -22,7 +22,7 @@ KINDS = {
     "hardware": "processor, cores, memory, GPU",
     "cache": "the page cache: cold or warm",
     "server": "the server's endpoint, kind and version",
-    "missing": "a benchmark that only one side has",
+    "missing": "a benchmark, or a figure of one, that only some runs have",
     "undecided": "not enough data",
 }
 # Of the settings that a storage tells, those that name the server; the rest is the client's.
@@ -31,8 +31,8 @@ _ADDRESSES = ("endpoint", "clusters")
 _CLIENTS = ("boto3", "botocore", "obstore", "s3torchconnector")
 # These take no part in what is measured.
 _TOOLS = ("pytest", "pytest-benchmark", "pydantic", "moto")
-# A machine that starts anew may report a few MiB less.
-_MEMORY_STEP_MIB = 512
+# A machine that starts anew may report a few MiB more or less.
+_MEMORY_MIB = 256
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def facts(result: Result, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         "hardware": {
             "cpu": machine.get("cpu"),
             "cores": machine.get("cores"),
-            "memory_mib": _rounded(machine.get("memory_mib")),
+            "memory_mib": machine.get("memory_mib"),
             "gpu": machine.get("gpu"),
         },
         "cache": {"cache": record.get("cache"), "asked for": record.get("cache_asked")},
@@ -101,10 +101,6 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _rounded(memory_mib: int | None) -> int | None:
-    return None if memory_mib is None else round(memory_mib / _MEMORY_STEP_MIB) * _MEMORY_STEP_MIB
-
-
 def differences(
     first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
@@ -113,7 +109,8 @@ def differences(
     for kind, before in first.items():
         after = second[kind]
         for name in dict.fromkeys([*before, *after]):
-            if (one := before.get(name)) != (other := after.get(name)):
+            one, other = before.get(name), after.get(name)
+            if one != other and not (name == "memory_mib" and one and other and abs(one - other) <= _MEMORY_MIB):
                 found.append((kind, f"{name}: {_shown(one)}, now {_shown(other)}"))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,15 @@ def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
+def allowed_kinds(texts: Sequence[str], option: str = "--allow") -> list[str]:
+    """The kinds that ``KIND[,KIND]`` names. Raises `CompareError` for one that is none."""
+    kinds = [kind for text in texts for kind in text.split(",")]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise CompareError(f'{option}: found "{kind}", expected some of {", ".join(KINDS)}')
+    return kinds
+
+
 def compare_files(
     baseline: Sequence[Path],
     candidate: Sequence[Path],
@@ -168,8 +178,22 @@ def compare(
     metrics: Collection[str] = METRICS,
 ) -> Compared:
     """Compares two sets of runs. Raises `CompareError` where there is nothing to compare."""
-    rules = rules or Rules()
-    _check(baseline, candidate, allowed, metrics)
+    try:
+        return _compare(baseline, candidate, rules or Rules(), allowed, metrics)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+        # As a traceback it would end with the status of a regression.
+        names = ", ".join(str(run.path) for run in (*baseline, *candidate))
+        raise CompareError(f"{names}: a record is damaged: {type(exc).__name__} {exc}") from exc
+
+
+def _compare(
+    baseline: Sequence[Result],
+    candidate: Sequence[Result],
+    rules: Rules,
+    allowed: Collection[str],
+    metrics: Collection[str],
+) -> Compared:
+    _check(baseline, candidate, metrics)
     sides = [_Side(runs, allowed) for runs in (baseline, candidate)]
     names = list(dict.fromkeys([*sides[0].names, *sides[1].names]))
     differing: list[tuple[str, str]] = []
@@ -182,38 +206,45 @@ def compare(
         found = _differences(sides, name)
         differing += found
         if all(kind in allowed for kind, _ in found):
-            samples += _samples(sides, name, metrics)
+            known, unknown = _samples(sides, name, metrics)
+            samples += known
+            differing += [("missing", text) for text in unknown]
+    # Whoever asks for some metrics by name gates on them.
+    asked_for = set(metrics) != set(METRICS)
     effects = judge([sample for _, _, sample in samples], rules)
     comparisons = tuple(
         Comparison(
-            name, m.name, m.unit, m.scale, m.higher_is_better, m.gates, sample.baseline, sample.candidate, effect
+            name,
+            m.name,
+            m.unit,
+            m.scale,
+            m.higher_is_better,
+            m.gates or asked_for,
+            sample.baseline,
+            sample.candidate,
+            effect,
         )
         for (name, m, sample), effect in zip(samples, effects, strict=True)
     )
     told = counted(differing)
     left = tuple(one for one in told if one.kind not in allowed)
     if not comparisons and not left:
-        raise CompareError("the two sides have no benchmark in common")
+        raise CompareError("the two sides have no benchmark in common that has any of the metrics")
     notes = tuple(_notes(sides, comparisons, told, allowed))
     return Compared(comparisons, left, notes, (len(baseline), len(candidate)), rules, frozenset(allowed))
 
 
-def _check(
-    baseline: Sequence[Result], candidate: Sequence[Result], allowed: Collection[str], metrics: Collection[str]
-) -> None:
+def _check(baseline: Sequence[Result], candidate: Sequence[Result], metrics: Collection[str]) -> None:
     for side, title in ((baseline, "baseline"), (candidate, "candidate")):
         if not side:
             raise CompareError(f"the {title} has no run")
-    for name in allowed:
-        if name not in KINDS:
-            raise CompareError(f'--allow: found "{name}", expected some of {", ".join(KINDS)}')
     for name in metrics:
         if name not in METRICS:
             raise CompareError(f'--metrics: found "{name}", expected some of {", ".join(METRICS)}')
     started: dict[str, Path] = {}
     for run in (*baseline, *candidate):
         # A run that counts twice would look like two that agree.
-        key = f"{run.started_utc} {run.about['runs'][-1]['ended_utc']} {run.benchmarks[0].record['wall_s']}"
+        key = f"{run.started_utc} {run.about['runs'][-1]['ended_utc']} {run.benchmarks[0].record.get('wall_s')}"
         if key in started:
             raise CompareError(f"{run.path}: is the same run as {started[key]}")
         started[key] = run.path
@@ -277,15 +308,26 @@ def _differences(sides: Sequence[_Side], name: str) -> list[tuple[str, str]]:
     return found + differences(described[0][0], described[1][0])
 
 
-def _samples(sides: Sequence[_Side], name: str, wanted: Collection[str]) -> list[tuple[str, Metric, Sample]]:
+def _samples(
+    sides: Sequence[_Side], name: str, wanted: Collection[str]
+) -> tuple[list[tuple[str, Metric, Sample]], list[str]]:
+    """What can be compared of a benchmark, and which of its figures some runs lack."""
     records = [[benchmark.record for _, benchmark in side.of(name)] for side in sides]
-    found = []
-    for metric in _metrics_of(records[0][0]):
+    found, unknown = [], []
+    for metric in _metrics_of([*records[0], *records[1]]):
         if metric.name not in wanted:
             continue
-        values = [tuple(_figure(record, metric) for record in side) for side in records]
+        values = [tuple(figure(record, metric) for record in side) for side in records]
         known = [tuple(value for value in side if value is not None) for side in values]
-        if len(known[0]) == len(values[0]) and len(known[1]) == len(values[1]):
+        lacking = [
+            f"{count} of the {len(side)} runs of the {title}"
+            for title, side, some in zip(("baseline", "candidate"), values, known, strict=True)
+            if (count := len(side) - len(some))
+        ]
+        if lacking and (metric.gates or any(known)):
+            # Left out without a word, it would hide that reading has come to a stand.
+            unknown.append(f"{name}: no {metric.name} in {' and '.join(lacking)}")
+        elif not lacking:
             sample = Sample(
                 known[0],
                 known[1],
@@ -295,7 +337,7 @@ def _samples(sides: Sequence[_Side], name: str, wanted: Collection[str]) -> list
                 higher_is_better=metric.higher_is_better,
             )
             found.append((name, metric, sample))
-    return found
+    return found, unknown
 
 
 def gate_metric(record: Mapping[str, Any]) -> Metric | None:
@@ -305,15 +347,18 @@ def gate_metric(record: Mapping[str, Any]) -> Metric | None:
     return next((metric for metric in THROUGHPUT if metric.key in record), None)
 
 
-def _metrics_of(record: Mapping[str, Any]) -> list[Metric]:
-    first = gate_metric(record)
-    others = () if first is LISTING else (metric for metric in OTHERS if metric.key in record)
+def _metrics_of(records: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    first = next((metric for record in records if (metric := gate_metric(record))), None)
+    # At a knee there are as many reads in flight, or workers, as that run found best: of two knees only rates compare.
+    alone = first is LISTING or any("knee" in record for record in records)
+    others = () if alone else (one for one in OTHERS if any(one.key in record for record in records))
     return [*([first] if first else []), *others]
 
 
-def _figure(record: Mapping[str, Any], metric: Metric) -> float | None:
+def figure(record: Mapping[str, Any], metric: Metric) -> float | None:
+    """A record's figure of this metric; None where it is none, or nothing that a ratio could be of."""
     value = record.get(metric.key)
-    if not isinstance(value, int | float) or (metric.scale == "ratio" and value <= 0):
+    if not isinstance(value, int | float) or not math.isfinite(value) or (metric.scale == "ratio" and value <= 0):
         return None
     return float(value)
 

@@ -9,9 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from dnnbench.compare import REGRESSION, UNUSABLE, Compared, Comparison
+from dnnbench.report_data import visible
 
 # A pull request's comment is read on one screen.
 MARKDOWN_ROWS = 12
+# So large a ratio is no percentage.
+TIMES = 100
 MARKDOWN_LINES = 6
 HEADER = ("verdict", "benchmark", "metric", "baseline", "candidate", "change", "interval", "would be seen")
 
@@ -27,8 +30,8 @@ def as_text(compared: Compared, everything: bool = False) -> str:
         lines.append(f"({left_out:,} more that are the same, or that no gate needs: --all shows them)")
     rules = compared.rules
     lines += [
-        *(f"note: {note}" for note in compared.notes),
-        *compared.problems,
+        *(visible(f"note: {note}") for note in compared.notes),
+        *map(visible, compared.problems),
         f"{compared.sentence}; {rules.confidence:.0%} intervals, tolerance {rules.tolerance:.0%}",
     ]
     return "\n".join(lines)
@@ -94,7 +97,7 @@ def _matters(one: Comparison) -> bool:
 def _row(one: Comparison) -> tuple[str, ...]:
     return (
         one.verdict,
-        one.benchmark.rpartition("::")[2],
+        visible(one.benchmark.rpartition("::")[2]),
         one.metric,
         _value(one, one.baseline),
         _value(one, one.candidate),
@@ -112,7 +115,9 @@ def _value(one: Comparison, values: Sequence[float]) -> str:
 def _change(one: Comparison, amount: Any) -> str:
     if amount is None:
         return "-"
-    return f"{amount * 100:+.1f} points" if one.scale == "difference" else f"{amount - 1:+.1%}"
+    if one.scale == "difference":
+        return f"{amount * 100:+.1f} points"
+    return f"{amount - 1:+.1%}" if amount < TIMES else f"{amount:.3g} times"
 
 
 def _smallest(one: Comparison) -> str:
@@ -127,6 +132,6 @@ def _smallest(one: Comparison) -> str:
 
 def _escaped(text: str) -> str:
     """As Markdown that shows these very letters: names of benchmarks hold what people have chosen."""
-    for letter in "\\`*_{}[]<>|#~&":
-        text = text.replace(letter, f"\\{letter}" if letter not in "<>&" else f"&#{ord(letter)};")
-    return " ".join(text.split())
+    escapes = {ord(letter): f"\\{letter}" for letter in "\\`*_{}[]|#~$"}
+    escapes |= {ord(letter): f"&#{ord(letter)};" for letter in "<>&"}
+    return " ".join(visible(text).translate(escapes).split())

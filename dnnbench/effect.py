@@ -6,7 +6,7 @@ say little of what the next run would give. The method, its assumptions and how 
 * values of runs are compared as logarithms, so that a change is a ratio (shares of time: as they are, in points);
 * Welch's t-test and interval (Welch 1947); where the two sides were run in turns, an analysis of covariance with the
   time of the run as covariate, which takes a drift off that hits both;
-* all comparisons together are corrected for their number after Benjamini and Hochberg (1995);
+* all comparisons together are corrected for their number after Benjamini and Hochberg (1995), slower and faster apart;
 * a comparison that only a large effect could have decided is likely to exaggerate what it finds (Gelman and Carlin
   2014), and with fewer than `FEW_RUNS` on a side neither outliers nor a second mode would be seen: in both cases the
   t-test must be surer, and with few runs every run of one side must lie beyond every run of the other (Fisher's
@@ -45,6 +45,7 @@ POWER = 0.8
 DRIFT = 0.03
 FEW_RUNS_DRIFT = 0.2
 MOST_RUNS = 100
+MOST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,22 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Effect]:
     from scipy.stats import false_discovery_control
 
     fits = [_fit(sample) for sample in samples]
+    drifts = [fit.drift for fit in fits if fit is not None]
+    if 0 < sum(drifts) < len(drifts) < 2 * sum(drifts):
+        # They are of the same runs: where most drift, the others do as well, and it was only not seen.
+        fits = [_fit(sample, drifting=True) for sample in samples]
     known = [(number, fit) for number, fit in enumerate(fits) if fit is not None]
     adjusted: dict[int, float] = {}
+    found = 0
     if known:
-        corrected = false_discovery_control([_p_value(fit, rules) for _, fit in known])
-        adjusted = {number: float(p) for (number, _), p in zip(known, corrected, strict=True)}
-    found = sum(p <= rules.error for p in adjusted.values())
-    # What Benjamini and Hochberg ask of one more: the bar that a lone effect must pass here.
+        # Each side by itself: else much that is faster would lower the bar for what is called slower.
+        sides = zip(*(_p_values(fit, rules) for _, fit in known), strict=True)
+        slower, faster = (false_discovery_control(side) for side in sides)
+        adjusted = {
+            number: float(slower[at] if fit.difference < 0 else faster[at]) for at, (number, fit) in enumerate(known)
+        }
+        found = int((slower <= rules.error).sum())
+    # What Benjamini and Hochberg ask of one more: the bar that a lone slow-down must pass here.
     bar = rules.error * max(found, 1) / max(len(known), 1)
     return [
         _effect(sample, fit, adjusted.get(number), bar, rules)
@@ -136,15 +146,15 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Effect]:
     ]
 
 
-def _fit(sample: Sample) -> _Fit | None:
-    """None where there are too few runs for any spread."""
+def _fit(sample: Sample, drifting: bool = False) -> _Fit | None:
+    """None where there are too few runs for any spread. ``drifting``: the runs are known to drift."""
     sides = [_on_scale(values, sample) for values in (sample.baseline, sample.candidate)]
     runs = len(sides[0]), len(sides[1])
     if runs[0] < LEAST_BASELINE or not runs[1]:
         return None
     times = _times(sample)
     if times is not None and sum(runs) > LEAST_BASELINE + 1:
-        trended = _fit_with_trend(sides, times, runs, sample.scale)
+        trended = _fit_with_trend(sides, times, runs, sample.scale, drifting)
         if trended is not None:
             return trended
     difference = float(sides[1].mean() - sides[0].mean())
@@ -180,7 +190,7 @@ def _times(sample: Sample) -> tuple[Values, Values] | None:
 
 
 def _fit_with_trend(
-    sides: Sequence[Values], times: tuple[Values, Values], runs: tuple[int, int], scale: Scale
+    sides: Sequence[Values], times: tuple[Values, Values], runs: tuple[int, int], scale: Scale, drifting: bool
 ) -> _Fit | None:
     """Sides and a straight trend over the order of the runs, fitted together.
 
@@ -199,6 +209,7 @@ def _fit_with_trend(
     slope_se = math.sqrt(variance / spread)
     suspicion = FEW_RUNS_DRIFT if min(runs) <= FEW_RUNS and not in_turns else DRIFT
     drifts = 2 * _cdf(freedom, -abs(slope) / slope_se) < suspicion if slope_se else bool(slope)
+    drifts = drifts or (drifting and not in_turns)
     if not in_turns and not drifts:
         return None
     apart_s = float(times[1].mean() - times[0].mean())
@@ -214,15 +225,15 @@ def _are_separated(sides: Sequence[Values]) -> bool:
     return bool(sides[0].max() < sides[1].min() or sides[1].max() < sides[0].min())
 
 
-def _p_value(fit: _Fit, rules: Rules) -> float:
-    """Two-sided, with `SLOWER_SHARE` of its errors on that side; larger where few runs must be surer."""
+def _p_values(fit: _Fit, rules: Rules) -> tuple[float, float]:
+    """For slower, with `SLOWER_SHARE` of the errors, and for faster; larger where few runs must be surer."""
     # Without any spread, any difference is beyond doubt.
     place = fit.difference / fit.se if fit.se else math.copysign(math.inf, fit.difference) if fit.difference else 0.0
     slower = _cdf(fit.freedom, place)
-    p = min(slower / SLOWER_SHARE, (1 - slower) / (1 - SLOWER_SHARE), 1.0)
     if min(fit.runs) < FEW_RUNS and not fit.separated:
-        return 1.0
-    return min(p * rules.error / _error(fit, rules), 1.0)
+        return 1.0, 1.0
+    surer = rules.error / _error(fit, rules)
+    return min(surer * slower / SLOWER_SHARE, 1.0), min(surer * (1 - slower) / (1 - SLOWER_SHARE), 1.0)
 
 
 def _error(fit: _Fit, rules: Rules) -> float:
@@ -255,9 +266,9 @@ def _quantile(freedom: Any, share: float) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _quantiles_by_runs(share: float) -> Any:
-    """Student's t for each number of runs a side, from `LEAST_BASELINE` to `MOST_RUNS`."""
-    return _quantile(2 * np.arange(LEAST_BASELINE, MOST_RUNS + 1) - 2, share)
+def _quantiles_by_runs(share: float, runs: int) -> Any:
+    """Student's t with so many runs, and each number of more a side up to `MOST_RUNS`."""
+    return _quantile(runs - 2 + 2 * np.arange(1, MOST_RUNS + 1), share)
 
 
 def _effect(sample: Sample, fit: _Fit | None, p_adjusted: float | None, bar: float, rules: Rules) -> Effect:
@@ -279,14 +290,19 @@ def _effect(sample: Sample, fit: _Fit | None, p_adjusted: float | None, bar: flo
     as_ratio = sample.scale == "ratio"
     return Effect(
         verdict,
-        estimate=math.exp(sign * fit.difference) if as_ratio else sign * fit.difference,
-        low=math.exp(low) if as_ratio else low,
-        high=math.exp(high) if as_ratio else high,
+        estimate=_exp(sign * fit.difference) if as_ratio else sign * fit.difference,
+        low=_exp(low) if as_ratio else low,
+        high=_exp(high) if as_ratio else high,
         smallest=-math.expm1(-smallest) if as_ratio else smallest,
         p_adjusted=p_adjusted,
         more_runs=_more_runs(fit, bar, margin, rules) if verdict == "not enough data" else None,
         drift=fit.drift,
     )
+
+
+def _exp(value: float) -> float:
+    # Two runs that are nothing alike have an interval beyond what a float holds.
+    return math.exp(min(value, MOST_EXPONENT))
 
 
 def _plain_estimate(sample: Sample) -> float | None:
@@ -299,11 +315,11 @@ def _plain_estimate(sample: Sample) -> float | None:
 
 def _more_runs(fit: _Fit, bar: float, margin: float, rules: Rules) -> int | None:
     """How many more a side until what was seen would be beyond doubt, or within the tolerance."""
-    counts = np.arange(LEAST_BASELINE, MOST_RUNS + 1)
-    se = fit.sd * np.sqrt(2 / counts)
-    sure = _quantiles_by_runs(1 - bar * SLOWER_SHARE) + _quantiles_by_runs(POWER)
-    within = _quantiles_by_runs(1 - rules.error * (1 - SLOWER_SHARE))
-    enough = (counts > max(*fit.runs, FEW_RUNS - 1)) & (
+    more, runs = np.arange(1, MOST_RUNS + 1), sum(fit.runs)
+    se = fit.sd * np.sqrt(1 / (fit.runs[0] + more) + 1 / (fit.runs[1] + more))
+    sure = _quantiles_by_runs(1 - bar * SLOWER_SHARE, runs) + _quantiles_by_runs(POWER, runs)
+    within = _quantiles_by_runs(1 - rules.error * (1 - SLOWER_SHARE), runs)
+    enough = (min(fit.runs) + more >= FEW_RUNS) & (
         (abs(fit.difference) >= sure * se) | (abs(fit.difference) + within * se <= margin)
     )
-    return int(counts[enough.argmax()]) - min(fit.runs) if enough.any() else None
+    return int(more[enough.argmax()]) if enough.any() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import glob
 import json
 import math
@@ -85,8 +86,9 @@ def result_of(data: Any, path: Path, partial: bool = False) -> Result:
         benchmarks = tuple(_benchmarks(data["benchmarks"]))
         result = Result(path, about, benchmarks)
         # What every reader asks of it.
-        _ = result.started_utc, result.machine["packages"], about["configuration"][0]["hash"]
-    except (KeyError, TypeError, IndexError, AttributeError) as exc:
+        _ = result.machine["packages"].items(), about["configuration"][0]["hash"], about["runs"][-1]["ended_utc"]
+        datetime.datetime.fromisoformat(result.started_utc)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as exc:
         raise ResultError(f"{path}: is damaged: {type(exc).__name__} {exc}") from exc
     if not benchmarks:
         raise ResultError(f"{path}: holds no benchmark")
@@ -100,6 +102,7 @@ def _benchmarks(entries: Sequence[Any]) -> Iterator[Benchmark]:
         if "schema" in record:
             benchmark = Benchmark(str(entry["fullname"]), dict(entry["params"] or {}), record)
             _ = benchmark.storage, benchmark.client, record["catalog"]["hash"], record["settings"].items()
+            _ = record["config_hash"]
             yield benchmark
 
 

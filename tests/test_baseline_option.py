@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_status_two_also_without_a_json(earlier, tmp_
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--dnn-baseline=nowhere"], "nowhere: there is no such result file"),
+        (["--dnn-baseline=nowhere"], "nowhere: there is no such baseline in baselines, and no such result file"),
         (["--dnn-allow=hadrware"], "expected some of catalog"),
     ],
 )

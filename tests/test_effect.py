@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnnbench.ab import turns
-from dnnbench.effect import Rules, Sample, judge
+from dnnbench.effect import FEW_RUNS, Rules, Sample, judge
 
 PAIRS = 200
 RULES = Rules()
@@ -86,6 +86,28 @@ def test_many_comparisons_at_once_raise_no_more_alarms_than_one():
     assert red <= families * 0.05 + 3 * math.sqrt(families * 0.05 * 0.95)
 
 
+def test_a_drift_of_most_is_a_drift_of_all():
+    rng = np.random.default_rng(8)
+    red = 0
+    for _ in range(30):
+        family = [sample(rng, "drifting", 7, after_another(7)) for _ in range(20)]
+        red += alarms(effect.verdict for effect in judge(family, RULES)) > 0
+    # One in twenty; where each was asked by itself it was nine in ten.
+    assert red <= 5
+
+
+def test_what_is_faster_makes_nothing_else_slower():
+    rng = np.random.default_rng(7)
+    red = 0
+    for _ in range(60):
+        family = [sample(rng, "normal", 7, in_turns(7), change=1.3 if i < 20 else 1.0) for i in range(40)]
+        told = [effect.verdict for effect in judge(family, RULES)]
+        assert set(told[:20]) == {"faster"}
+        red += "slower" in told
+    # One in two hundred; with one correction for both sides it was one in six.
+    assert red <= 2
+
+
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(4)
     held = 0
@@ -100,6 +122,13 @@ def test_what_would_have_been_found_is_found_in_four_of_five():
     smallest = [judge([sample(rng, "normal", 9, in_turns(9))], RULES)[0].smallest for _ in range(200)]
     found = verdicts("normal", 9, in_turns(9), change=1 - float(np.median(smallest)), pairs=400)
     assert 0.7 <= found.count("slower") / len(found) <= 0.9
+
+
+def test_one_run_against_a_long_baseline_needs_no_baseline_of_its_own():
+    spread = np.exp(0.05 * np.random.default_rng(1).standard_normal(20))
+    (effect,) = judge([Sample(tuple(spread), (0.93,))], RULES)
+    assert effect.verdict == "not enough data"
+    assert effect.more_runs == FEW_RUNS - 1
 
 
 def test_so_many_more_runs_would_do():
