@@ -168,6 +168,15 @@ def test_a_missing_benchmark_is_a_failure_unless_it_is_allowed(tmp_path, side):
     assert compare_files(*sides, allowed=["missing"]).exit_status == 0
 
 
+def test_of_many_that_are_missing_some_are_named(tmp_path):
+    many = {f"test_read[aws-obstore-c{i}]": record() for i in range(20)}
+    sides = runs(tmp_path / "a", "a", benchmarks=many), runs(tmp_path / "b", "b", first=20, benchmarks={NAME: record()})
+    compared = compare_files(*sides)
+    assert len(compared.refused) == 19
+    assert len(compared.problems) == 4
+    assert compared.problems[-1] == "refused: missing: 16 more like these"
+
+
 def test_a_regression_counts_more_than_what_is_missing(tmp_path):
     both = {NAME: record(), "test_read[aws-obstore-c32]": record()}
     slow = [factor * 0.8 for factor in CALM]
