@@ -118,7 +118,7 @@ def _add_rules(command: argparse.ArgumentParser) -> None:
         "--allow", metavar="KIND[,KIND]", action="append", default=[], help="compare although this differs"
     )
     command.add_argument("--confidence", type=_share, default=0.95, help="of the intervals (default 0.95)")
-    command.add_argument("--tolerance", type=_share, default=0.1, help="so much is the same (default 0.1)")
+    command.add_argument("--tolerance", type=_share, default=0.05, help="so much is the same (default 0.05)")
     command.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default text")
 
 

@@ -35,7 +35,7 @@ FEW_RUNS = 6
 # With few runs, or where less than a slow-down of so many tolerances would hardly be found, slower and faster together
 # may be wrong so often.
 WEAK_ERROR = 0.01
-WEAK_TOLERANCES = 1.25
+WEAK_TOLERANCES = 2.5
 # Fewer in a baseline know no spread.
 LEAST_BASELINE = 3
 # How often the smallest effect, and so many more runs, would lead to a verdict.
@@ -52,11 +52,11 @@ MOST_EXPONENT = 700.0
 class Rules:
     """``confidence`` of the intervals, and of all slower and faster together; ``tolerance``: so much is the same.
 
-    A tolerance of 0.1 lets a ratio lie between 0.9 and 1 / 0.9, and a share of time within 10 points.
+    A tolerance of 0.05 lets a ratio lie between 0.95 and 1 / 0.95, and a share of time within 5 points.
     """
 
     confidence: float = 0.95
-    tolerance: float = 0.10
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         if not (0 < self.confidence < 1 and 0 < self.tolerance < 1):
@@ -247,9 +247,8 @@ def _smallest(fit: _Fit, error: float, rules: Rules) -> float:
     """The slow-down that is found with `POWER`, on the scale of the test."""
     power = _quantile(fit.freedom, POWER)
     sure = _quantile(fit.freedom, 1 - error * SLOWER_SHARE) + power
-    # Less than that lies within the tolerance, however sure.
-    beyond = _quantile(fit.freedom, 1 - rules.error * (1 - SLOWER_SHARE)) - power
-    return float(max(sure * fit.se, rules.margin(fit.scale) - beyond * fit.se))
+    # It must be seen to be more than the tolerance, too.
+    return float(max(sure * fit.se, rules.margin(fit.scale) + power * fit.se))
 
 
 def _cdf(freedom: float, value: float) -> float:
@@ -282,7 +281,7 @@ def _effect(sample: Sample, fit: _Fit | None, p_adjusted: float | None, bar: flo
     verdict: Verdict = "not enough data"
     if -margin <= worst and best <= margin:
         verdict = "same"
-    elif p_adjusted <= rules.error:
+    elif p_adjusted <= rules.error and abs(fit.difference) > margin:
         verdict = "slower" if fit.difference < 0 else "faster"
     sign = 1 if sample.higher_is_better else -1
     low, high = sorted((sign * worst, sign * best))
@@ -320,6 +319,7 @@ def _more_runs(fit: _Fit, bar: float, margin: float, rules: Rules) -> int | None
     sure = _quantiles_by_runs(1 - bar * SLOWER_SHARE, runs) + _quantiles_by_runs(POWER, runs)
     within = _quantiles_by_runs(1 - rules.error * (1 - SLOWER_SHARE), runs)
     enough = (min(fit.runs) + more >= FEW_RUNS) & (
-        (abs(fit.difference) >= sure * se) | (abs(fit.difference) + within * se <= margin)
+        ((abs(fit.difference) >= sure * se) & (abs(fit.difference) > margin))
+        | (abs(fit.difference) + within * se <= margin)
     )
     return int(more[enough.argmax()]) if enough.any() else None

@@ -64,11 +64,19 @@ def test_nor_do_five_that_were_measured_one_side_after_the_other(noise):
     assert alarms(found) <= 0.015 * len(found)
 
 
-@pytest.mark.parametrize("order", [in_turns, after_another])
-def test_a_slow_down_of_ten_percent_is_found_by_seven_runs_a_side_that_spread_by_five(order):
+# One side after the other, some are taken for a drift: about 951 are expected.
+@pytest.mark.parametrize(("order", "least"), [(in_turns, 950), (after_another, 935)])
+def test_a_slow_down_of_ten_percent_is_found_by_seven_runs_a_side_that_spread_by_five(order, least):
     found = verdicts("normal", 7, order(7), change=0.9, pairs=1000)
-    assert found.count("slower") >= 950
+    assert found.count("slower") >= least
     assert found.count("faster") == 0
+
+
+def test_a_slow_down_of_ten_percent_is_found_however_calm_the_machine():
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        baseline, candidate = 1 + 0.01 * rng.standard_normal(7), 0.91 * (1 + 0.01 * rng.standard_normal(7))
+        assert judge([Sample(tuple(baseline), tuple(candidate))], RULES)[0].verdict == "slower"
 
 
 def test_a_drift_hides_no_slow_down_that_was_measured_in_turns():
@@ -155,7 +163,7 @@ def test_one_run_is_held_against_the_spread_of_the_baseline():
 
 
 def test_a_difference_within_the_tolerance_is_none_however_sure():
-    baseline, candidate = (100.0, 100.1, 99.9, 100.0, 100.1, 99.9), (95.0, 95.1, 94.9, 95.0, 95.1, 94.9)
+    baseline, candidate = (100.0, 100.1, 99.9, 100.0, 100.1, 99.9), (97.0, 97.1, 96.9, 97.0, 97.1, 96.9)
     assert judge([Sample(baseline, candidate)], RULES)[0].verdict == "same"
     assert judge([Sample(baseline, candidate)], Rules(tolerance=0.02))[0].verdict == "slower"
 
@@ -192,8 +200,8 @@ def test_what_must_hold_for_any_figures(baseline, candidate, unit):
     elif effect.verdict == "faster":
         assert effect.low > 1
     elif effect.verdict == "same":
-        assert effect.low >= 0.9 - 1e-9
-        assert effect.high <= 1 / 0.9 + 1e-9
+        assert effect.low >= 0.95 - 1e-9
+        assert effect.high <= 1 / 0.95 + 1e-9
     else:
         assert effect.more_runs is None or effect.more_runs > 0
     # In other units it is the same.
