@@ -96,12 +96,21 @@
     input.addEventListener("input", () => filter(table, input.value));
   }
   let waiting = 0;
+  let printing = false;
   window.addEventListener("resize", () => {
     cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(() => fit());
+    // A frame that is drawn while it prints would have the screen's width.
+    if (!printing) waiting = requestAnimationFrame(() => fit());
   });
-  window.addEventListener("beforeprint", () => fit(PRINTED_PX));
-  window.addEventListener("afterprint", () => fit());
+  window.addEventListener("beforeprint", () => {
+    cancelAnimationFrame(waiting);
+    printing = true;
+    fit(PRINTED_PX);
+  });
+  window.addEventListener("afterprint", () => {
+    printing = false;
+    fit();
+  });
   if (places.length) draw();
   else document.documentElement.dataset.drawn = "all";
 })();
