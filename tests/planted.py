@@ -5,6 +5,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.parse
 import zipfile
@@ -66,20 +67,25 @@ def run(folder, *arguments, interrupt=None, **environment):
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", *map(str, arguments)]
     env = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("AWS_")} | environment
-    env |= {"TMPDIR": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "PYTHONUNBUFFERED": "1"}
-    seen = {}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    ended = threading.Event()
-    watching = threading.Thread(target=_watch, args=(process.pid, env, folder, ended, seen))
-    watching.start()
-    try:
-        if interrupt:
-            threading.Thread(target=interrupt, args=(process,), daemon=True).start()
-        written, _ = process.communicate(timeout=LONGEST_S)
-    finally:
-        process.kill()
-        ended.set()
-        watching.join()
+    # By a short name: a socket's name is to have no more than 107 letters.
+    with tempfile.TemporaryDirectory() as short:
+        (Path(short) / "t").symlink_to(folder.absolute(), target_is_directory=True)
+        env |= {"TMPDIR": f"{short}/t", "AWS_EC2_METADATA_DISABLED": "true", "PYTHONUNBUFFERED": "1"}
+        seen = {}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        ended = threading.Event()
+        watching = threading.Thread(target=_watch, args=(process.pid, env, folder, ended, seen))
+        watching.start()
+        try:
+            if interrupt:
+                threading.Thread(target=interrupt, args=(process,), daemon=True).start()
+            written, _ = process.communicate(timeout=LONGEST_S)
+        finally:
+            process.kill()
+            ended.set()
+            watching.join()
     return process.returncode, {"output": written, **seen, **files_below(folder)}
 
 
