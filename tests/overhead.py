@@ -182,8 +182,10 @@ def test_read_many_in_order_8_threads(beside, files):
             pass
         assert len(storage.meter.take().latency_ns) == FILES
 
+    # Theirs has its threads already and asks for everything at once. How the interpreter's lock passes from thread to
+    # thread decides: 0.6 to 2.1 were seen on one machine, by what else it had to do.
     with ThreadPoolExecutor(8) as threads:
-        beside(lambda: deque(threads.map(bare.read, bare.items), 0), ours, FILES, "read", at_most=1.3, turns=100)
+        beside(lambda: deque(threads.map(bare.read, bare.items), 0), ours, FILES, "read", at_most=3, turns=100)
     storage.close()
 
 
