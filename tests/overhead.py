@@ -201,7 +201,7 @@ def test_read_from_memory(beside):
             assert len(data) == size_bytes
 
     catalog = one_category(sizes_bytes)
-    beside(bare, reading(InMemory(contents), catalog, None), FILES, "read", at_most=9, turns=200)
+    beside(bare, reading(InMemory(contents), catalog, None), FILES, "read", at_most=10, turns=200)
 
 
 class SmallServers(Servers):
@@ -350,9 +350,9 @@ def test_start_of_pytest(beside, tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_nothing.py").write_text("def test_nothing(benchmark):\n    benchmark(len, '')\n")
     collect = ("-m", "pytest", "--collect-only", "-q", "-p", "no:hypothesispytest")
-    beside(process(*collect, cwd=tmp_path), process(*collect, "bench/"), 1, "start", at_most=3.5, turns=3)
+    beside(process(*collect, cwd=tmp_path), process(*collect, "bench/"), 1, "start", at_most=4.5, turns=3)
 
 
 def test_start_of_a_command(beside):
     bare = "import argparse; from pydantic import BaseModel; argparse.ArgumentParser().parse_args()"
-    beside(process("-c", bare), process("-m", "dnnbench", "--help"), 1, "start", at_most=3.5, turns=4)
+    beside(process("-c", bare), process("-m", "dnnbench", "--help"), 1, "start", at_most=4, turns=4)
