@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics_curves import course, latency_curve
+from dnnbench.metrics_curves import ALL, at_shares_ms, course, latency_curve
 from dnnbench.metrics_rounds import (
     MIB,
     NS,
@@ -31,8 +31,8 @@ CLIENT_SHARE = 0.5
 BUSY_SHARE = 0.8
 # What a dataset that opens its files by itself must read of them at least, for its figures to be theirs.
 OWN_READS_SHARE = 0.9
-# In thousandths, as whole numbers: 0.999 as a float leads one rank too far.
-PERCENTILES = {"p50": 500, "p90": 900, "p99": 990, "p99_9": 999}
+# In millionths, as whole numbers: 0.999 as a float leads one rank too far.
+PERCENTILES = {"p50": 500_000, "p90": 900_000, "p99": 990_000, "p99_9": 999_000, "max": ALL}
 
 
 @dataclass
@@ -175,14 +175,10 @@ def per_second(amount: float, wall_ns: int) -> float:
 
 def percentiles_ms(latency_ns: array[int], of: str = "latency") -> dict[str, float | int]:
     """Exact percentiles (nearest rank: each is a value that occurred), maximum and count; ``of`` begins the keys."""
-    count = len(latency_ns)
-    figures: dict[str, float | int] = {f"{of}_count": count}
-    if count:
-        import numpy as np
-
-        positions = {name: -(-count * share // 1000) - 1 for name, share in PERCENTILES.items()} | {"max": count - 1}
-        values = np.partition(np.asarray(latency_ns, dtype=np.int64), sorted(positions.values()))
-        figures.update({f"{of}_{name}_ms": float(values[position]) / 1e6 for name, position in positions.items()})
+    figures: dict[str, float | int] = {f"{of}_count": len(latency_ns)}
+    if latency_ns:
+        values_ms = at_shares_ms(latency_ns, tuple(PERCENTILES.values()))
+        figures.update({f"{of}_{name}_ms": ms for name, ms in zip(PERCENTILES, values_ms, strict=True)})
     return figures
 
 

@@ -13,19 +13,24 @@ SHARES = (
     *range(900_000, 990_000, 10_000), *range(990_000, 999_000, 1_000), 999_000, 999_200, 999_400, 999_600, 999_800,
     999_900, 999_950, 999_990, 1_000_000,
 )  # fmt: skip
+ALL = 1_000_000
 MOST_SLICES = 100
 
 
 def latency_curve(latency_ns: array[int]) -> list[list[float]]:
     """``[share, ms]`` for shares from 0 (the minimum) to 1 (the maximum): exact nearest ranks; empty without values."""
-    count = len(latency_ns)
-    if not count:
+    if not latency_ns:
         return []
+    return [[share / 1e6, ms] for share, ms in zip(SHARES, at_shares_ms(latency_ns, SHARES), strict=True)]
+
+
+def at_shares_ms(latency_ns: array[int], shares: Sequence[int]) -> list[float]:
+    """The nearest ranks, in ms, for shares in millionths; 0 is the minimum. Each is a value that occurred."""
     import numpy as np
 
-    positions = [max(-(-count * share // 1_000_000) - 1, 0) for share in SHARES]
+    positions = [max(-(-len(latency_ns) * share // ALL) - 1, 0) for share in shares]
     values = np.partition(np.asarray(latency_ns, dtype=np.int64), sorted(set(positions)))
-    return [[share / 1e6, float(values[at]) / 1e6] for share, at in zip(SHARES, positions, strict=True)]
+    return [float(values[at]) / 1e6 for at in positions]
 
 
 def course(batches: int, waits_ns: Sequence[int], computes_ns: Sequence[int]) -> dict[str, list[float]]:

@@ -62,12 +62,10 @@ def _fixed_reads(groups: Sequence[Group], styled: Styles) -> Iterator[Chart]:
     curves: dict[str, list[Curve]] = {}
     for (_, swept), runs in levels.items():
         for points in runs.values():
-            points.sort(key=lambda point: point[0])
-            if len(points) > 1:
-                told = [_point(level, measured.record, "objects_per_s") for level, _, measured in points]
-                curves.setdefault(swept, []).append((points[-1][1], points[-1][2], told, None, ""))
+            curves.setdefault(swept, []).extend(_by_level(points, "objects_per_s"))
     for swept, several in curves.items():
-        yield _curves(f"read{swept}: rate and p99 against reads in flight", "reads in flight", several, styled)
+        if several:
+            yield _curves(f"read{swept}: rate and p99 against reads in flight", "reads in flight", several, styled)
 
 
 def _swept(groups: Sequence[Group], styled: Styles) -> Iterator[Chart]:
@@ -85,13 +83,19 @@ def _swept(groups: Sequence[Group], styled: Styles) -> Iterator[Chart]:
     for (what, unit), runs in found.items():
         curves: list[Curve] = []
         for points in runs.values():
-            points.sort(key=lambda point: point[0])
-            if len(points) > 1:
-                key = "samples_per_s" if "samples_per_s" in points[0][2].record else "objects_per_s"
-                told = [_point(level, measured.record, key) for level, _, measured in points]
-                curves.append((points[-1][1], points[-1][2], told, None, ""))
+            key = "samples_per_s" if "samples_per_s" in points[0][2].record else "objects_per_s"
+            curves += _by_level(points, key)
         if curves:
             yield _curves(f"{what}: rate and p99 against {KNEE_UNITS[unit]}", KNEE_UNITS[unit], curves, styled)
+
+
+def _by_level(points: Sequence[tuple[float, Group, Measured]], key: str) -> list[Curve]:
+    """One run's curve of these benchmarks, which are of several levels; of a single one there is none."""
+    if len(points) < 2:
+        return []
+    points = sorted(points, key=lambda point: point[0])
+    told = [_point(level, measured.record, key) for level, _, measured in points]
+    return [(points[-1][1], points[-1][2], told, None, "")]
 
 
 def _point(level: float, record: Record, key: str) -> Point:

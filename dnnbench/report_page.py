@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnnbench.outputs import finite
 from dnnbench.report_data import Cell, Chart, Section, Table, number, percent, visible
 
 ASSETS = Path(__file__).parent / "assets"
@@ -83,16 +84,8 @@ def _asset(name: str) -> str:
 
 def _json(value: Any) -> str:
     """JSON that ends no script element, whatever it holds."""
-    dumped = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    dumped = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figure(chart: Chart) -> dict[str, Any]:
