@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -384,7 +383,7 @@ def test_the_command_compares_with_a_baseline(tmp_path, monkeypatch):
         asked.append((baseline, candidate))
         return SimpleNamespace(comparisons=[compare()], sentence="It is slower.", problems=[], notes=[])
 
-    monkeypatch.setitem(sys.modules, "dnnbench.compare", SimpleNamespace(compare_files=compare_files))
+    monkeypatch.setattr("dnnbench.compare.compare_files", compare_files)
     monkeypatch.chdir(tmp_path)
     for name in ("old1.json", "old2.json", "new.json"):
         Path(name).write_text(json.dumps(result(places=[("fs", "posix")], tests=["read"])))
