@@ -132,6 +132,8 @@ class Round:
     objects: int
     tally: Tally
     listed_bytes: int | None = None
+    # The samples' own bytes, where more than these has to be read to get them, such as the headers in a shard.
+    used_bytes: int | None = None
     epochs: list[EpochFigures] = field(default_factory=list)
     inference: Inference | None = None
     worker_cpu_ns: int = 0

@@ -15,6 +15,7 @@ import tensorflow as tf
 from dnnbench.config import Config
 from dnnbench.datasets.passes import Epoch, MeteredPasses, batches_at_once, epoch_order
 from dnnbench.datasets.samples import ImageSamples
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.errors import MeasurementError
 from dnnbench.probe import cores
 
@@ -63,21 +64,28 @@ class TensorFlowImageClassificationDataset(RandomAccessDataset):
 class MeteredPipeline(MeteredPasses):
     """Iterates batches ``(images, labels)`` of eager tensors, and keeps an `Epoch` of every pass.
 
-    ``access`` is ``random`` (shuffled per epoch, by seed) or ``sequential`` (catalog order).
-    ``section`` is ``framework.TensorFlow``. ``model.fit(pipeline)`` of `dnnbench.models.tensorflow`
-    trains from it and is metered alike.
+    ``access`` is ``random`` (shuffled per epoch, by seed) or ``sequential`` (catalog order); ``share`` is what this
+    rank reads of the order. ``section`` is ``framework.TensorFlow``. ``model.fit(pipeline)`` of
+    `dnnbench.models.tensorflow` trains from it and is metered alike.
     """
 
     def __init__(
-        self, dataset: RandomAccessDataset, batch_size: int, section: Any = None, seed: int = 0, access: str = "random"
+        self,
+        dataset: RandomAccessDataset,
+        batch_size: int,
+        section: Any = None,
+        seed: int = 0,
+        access: str = "random",
+        share: RankShare = ALONE,
     ) -> None:
         super().__init__()
         section = section or Config().framework.tensorflow
         self.dataset, self.batch_size = dataset, batch_size
         self._seed, self._section = seed, section
         self._shuffle = access == "random" and section.shuffle
-        count = len(dataset)
-        self.expected_samples = count - count % batch_size if section.drop_last else count
+        self._share = share
+        self._sizes = share.batch_sizes(len(dataset), batch_size, section.drop_last)
+        self.expected_samples = sum(self._sizes)
         self._error: Exception | None = None
         concurrency = dataset.concurrency
         self._calls = batches_at_once(concurrency, batch_size) if concurrency else None
@@ -89,7 +97,7 @@ class MeteredPipeline(MeteredPasses):
         self._pipeline = self._build()
 
     def __len__(self) -> int:
-        return (self.expected_samples + self.batch_size - 1) // self.batch_size
+        return len(self._sizes)
 
     def _build(self) -> tf.data.Dataset:
         section = self._section
@@ -105,13 +113,19 @@ class MeteredPipeline(MeteredPasses):
                 num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
                 deterministic=section.deterministic,
             )
-            batches = samples.batch(self.batch_size)
+            batches = self._batched(samples)
         else:
-            batches = indices.batch(self.batch_size).map(
+            batches = self._batched(indices).map(
                 _as_written(self._batch), num_parallel_calls=self._calls, deterministic=section.deterministic
             )
         batches = batches.prefetch(section.prefetch or tf.data.AUTOTUNE)
         return batches.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(self._options())
+
+    def _batched(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        batches = dataset.batch(self.batch_size)
+        # Where a rank makes two batches of its last one; over whole batches the rest of the list is passed over.
+        usual = all(size == self.batch_size for size in self._sizes[:-1])
+        return batches if usual else batches.rebatch(self._sizes)
 
     def _options(self) -> tf.data.Options:
         section, options = self._section, tf.data.Options()
@@ -132,7 +146,9 @@ class MeteredPipeline(MeteredPasses):
         """The whole order of the pass that begins: asked for once per pass, by ``tf.data``."""
         count = len(self.dataset)
         whole = self._shuffle and not self._section.shuffle_buffer
-        return epoch_order(count, self._seed, self._passes - 1) if whole else np.arange(count)
+        order = epoch_order(count, self._seed, self._passes - 1) if whole else np.arange(count)
+        mine = self._share.of(count)
+        return order[mine.start : mine.stop]
 
     def _sample(self, index: Any) -> tuple[Any, Any, Any]:
         image, label = tf.numpy_function(_weakly(self._read), [index], [self._image_dtype, tf.int64])
@@ -239,6 +255,7 @@ class MemoryPipeline(MeteredPipeline):
         self._error = None
         self.dataset = like.dataset
         self.batch_size = len(batches[0][1])
+        self._sizes = [len(batch[1]) for batch in batches]
         images, labels = (tf.concat([batch[part] for batch in batches], 0) for part in (0, 1))
         self.expected_samples = len(labels)
         samples = tf.data.Dataset.from_tensor_slices((images, labels, tf.range(len(labels), dtype=tf.int64)))

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dnnbench.datasets.samples import ImageSamples, share_of
+from dnnbench.datasets.shares import ALONE, RankShare
 
 
 class RandomAccessDataset(ImageSamples, Dataset[tuple[Any, int]]):
@@ -38,19 +39,23 @@ class TorchImageClassificationDataset(RandomAccessDataset):
 
 
 class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
-    """Iterable: a dataset's samples in catalog order, each loader worker its own contiguous share.
+    """Iterable: a dataset's samples in catalog order, each rank and loader worker its own contiguous share.
 
     Yields (index, sample). With ``drop_last`` a worker leaves out the end of its share that makes
     no whole batch, before it reads it.
     """
 
-    def __init__(self, dataset: RandomAccessDataset, batch_size: int = 1, drop_last: bool = False) -> None:
+    def __init__(
+        self, dataset: RandomAccessDataset, batch_size: int = 1, drop_last: bool = False, rank_share: RankShare = ALONE
+    ) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
+        self.dataset, self.batch_size, self.drop_last, self.rank_share = dataset, batch_size, drop_last, rank_share
 
     def share(self, worker: int, workers: int) -> range:
-        """The indices that one of ``workers`` reads."""
-        return share_of(len(self.dataset), worker, workers, self.batch_size, self.drop_last)
+        """The indices that one of this rank's ``workers`` reads."""
+        mine = self.rank_share.of(len(self.dataset))
+        part = share_of(len(mine), worker, workers, self.batch_size, self.drop_last)
+        return range(mine.start + part.start, mine.start + part.stop)
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, int]]]:
         info = get_worker_info()

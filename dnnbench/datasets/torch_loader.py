@@ -6,6 +6,7 @@ The loop that iterates sees plain batches; what its workers do is in `torch_work
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dnnbench.config import Config, ConfigError
 from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_worker import (
     Envelope,
@@ -35,14 +37,17 @@ from dnnbench.storage.s3 import NOT_FORKED
 class _BatchOrder(Sampler[tuple[list[int], list[int] | None]]):
     """(the indices of a batch, those of the one that the same worker will get next, or None), batch by batch.
 
-    In a fresh order per epoch where ``shuffle``; none while ``armed`` is False. A DataLoader deals batches out to its
-    workers in turn, so the next one of ``workers`` is as many batches later.
+    In a fresh order per epoch where ``shuffle``, of which it has its rank's ``share``; none while ``armed`` is False.
+    A DataLoader deals batches out to its workers in turn, so the next one of ``workers`` is as many batches later.
     """
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int, workers: int) -> None:
-        self._count, self._batch_size, self._shuffle, self._seed = count, batch_size, shuffle, seed
+    def __init__(
+        self, count: int, sizes: list[int], shuffle: bool, seed: int, workers: int, share: RankShare = ALONE
+    ) -> None:
+        self._count, self._shuffle, self._seed, self._share = count, shuffle, seed, share
         self._workers = max(workers, 1)
-        self.used = count - count % batch_size if drop_last else count
+        self._ends = list(itertools.accumulate(sizes))
+        self.used = sum(sizes)
         self.epoch = 0
         self.armed = True
 
@@ -50,10 +55,11 @@ class _BatchOrder(Sampler[tuple[list[int], list[int] | None]]):
         if not self.armed:
             return
         order = epoch_order(self._count, self._seed, self.epoch) if self._shuffle else np.arange(self._count)
+        mine = self._share.of(self._count)
+        order = order[mine.start : mine.stop]
 
         def batch(number: int) -> list[int]:
-            start = number * self._batch_size
-            indices: list[int] = order[start : min(start + self._batch_size, self.used)].tolist()
+            indices: list[int] = order[self._ends[number - 1] if number else 0 : self._ends[number]].tolist()
             return indices
 
         for number in range(len(self)):
@@ -61,7 +67,7 @@ class _BatchOrder(Sampler[tuple[list[int], list[int] | None]]):
             yield batch(number), batch(later) if later < len(self) else None
 
     def __len__(self) -> int:
-        return (self.used + self._batch_size - 1) // self._batch_size
+        return len(self._ends)
 
 
 def _as_it_is(envelope: Any) -> Any:
@@ -72,12 +78,17 @@ class MeteredLoader(MeteredPasses):
     """Iterates batches ``(images, labels)`` like a DataLoader and keeps an `Epoch` of every pass.
 
     ``dataset`` is bound; `SequentialDataset` makes it iterable. ``section`` is the configuration's
-    ``framework.PyTorch.DataLoader``. ``seed`` makes the orders of the epochs repeatable. What a
-    DataLoader has and this has not is asked of the DataLoader.
+    ``framework.PyTorch.DataLoader``. ``seed`` makes the orders of the epochs repeatable; ``share`` is what this rank
+    reads of them. What a DataLoader has and this has not is asked of the DataLoader.
     """
 
     def __init__(
-        self, dataset: RandomAccessDataset | SequentialDataset, batch_size: int, section: Any = None, seed: int = 0
+        self,
+        dataset: RandomAccessDataset | SequentialDataset,
+        batch_size: int,
+        section: Any = None,
+        seed: int = 0,
+        share: RankShare = ALONE,
     ) -> None:
         super().__init__()
         section = section or Config().framework.pytorch.loader
@@ -90,15 +101,14 @@ class MeteredLoader(MeteredPasses):
         self._order: _BatchOrder | None = None
         source: Shipped
         if isinstance(dataset, SequentialDataset):
-            dataset.batch_size, dataset.drop_last = batch_size, section.drop_last
+            dataset.batch_size, dataset.drop_last, dataset.rank_share = batch_size, section.drop_last, share
             source = IterableBatches(dataset, self._armed)
             shares = [len(dataset.share(w, max(self.num_workers, 1))) for w in range(max(self.num_workers, 1))]
             self.expected_samples = sum(shares)
             self._length = sum(-(-share // batch_size) for share in shares)
         else:
-            self._order = _BatchOrder(
-                len(dataset), batch_size, section.shuffle, section.drop_last, seed, section.num_workers
-            )
+            sizes = share.batch_sizes(len(dataset), batch_size, section.drop_last)
+            self._order = _BatchOrder(len(dataset), sizes, section.shuffle, seed, section.num_workers, share)
             source = MapBatches(dataset)
             self.expected_samples, self._length = self._order.used, len(self._order)
         if self.num_workers and section.multiprocessing_context != "fork":

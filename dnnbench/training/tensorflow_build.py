@@ -14,6 +14,7 @@ import tensorflow as tf
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.passes import MeteredPasses
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
 from dnnbench.models.tensorflow import NeuralNetwork
 from dnnbench.plugins import load_class
@@ -37,13 +38,15 @@ def make_dataset(config: Config) -> RandomAccessDataset:
     return cast(RandomAccessDataset, dataset_class(config=config.resolved()))
 
 
-def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredPipeline:
-    """A metered pipeline over the catalog; ``access`` is ``random`` or ``sequential``."""
+def make_loader(
+    config: Config, storage: Storage, catalog: Catalog, access: str, share: RankShare = ALONE
+) -> MeteredPipeline:
+    """A metered pipeline over a rank's share of the catalog; ``access`` is ``random`` or ``sequential``."""
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
     dataset.concurrency = framework.tensorflow.concurrency if framework.tensorflow.reading == "concurrent" else None
-    loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access)
+    loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access, share)
     loader.check_not_empty()
     return loader
 

@@ -13,6 +13,7 @@ import torch
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.passes import MemoryBatches, MeteredPasses
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.models.torch import NeuralNetwork
@@ -37,14 +38,16 @@ def make_dataset(config: Config) -> RandomAccessDataset:
     return cast(RandomAccessDataset, dataset_class(config=config.resolved()))
 
 
-def make_loader(config: Config, storage: Storage, catalog: Catalog, access: str) -> MeteredLoader:
-    """A metered loader over the catalog; ``access`` is ``random`` (map-style) or ``sequential`` (iterable)."""
+def make_loader(
+    config: Config, storage: Storage, catalog: Catalog, access: str, share: RankShare = ALONE
+) -> MeteredLoader:
+    """A metered loader over a rank's share of the catalog; ``access``: ``random`` (map-style), ``sequential``."""
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
     dataset.concurrency = framework.pytorch.concurrency if framework.pytorch.reading == "concurrent" else None
     source = SequentialDataset(dataset) if access == "sequential" else dataset
-    loader = MeteredLoader(source, framework.batch_size, framework.pytorch.loader, config.execution.seed)
+    loader = MeteredLoader(source, framework.batch_size, framework.pytorch.loader, config.execution.seed, share)
     loader.check_not_empty()
     return loader
 
