@@ -30,6 +30,7 @@ PIECE_BYTES = 16 * 1024 * 1024
 PINGS = 4
 # A rank that is lost ends the run long before: this is for one that its storage keeps waiting.
 PATIENCE = datetime.timedelta(hours=1)
+GOODBYE_S = 3.0
 GLOO, NCCL = "gloo", "nccl"
 _ALL = "all"
 
@@ -108,6 +109,14 @@ class TorchRanks(Ranks):
     def sync(self, what: str) -> None:
         if not self.active:
             return
+        try:
+            self._sync(what)
+        except dist.DistNetworkError as exc:
+            # The first rank, or its launcher, is gone, and the keys with it.
+            self.check()
+            raise RankError(f"{self._watch.unreachable('any more')}; the run ends") from exc
+
+    def _sync(self, what: str) -> None:
         number = self._counts[self._scope] = self._counts.get(self._scope, 0) + 1
         here = f"{self._scope}/{number}"
         # With another name they would wait for ever: that is told by the first rank.
@@ -273,6 +282,9 @@ class TorchRanks(Ranks):
     def leave(self) -> None:
         """Says goodbye. Sockets end with the process: after a loss nobody answers who would be asked to close them."""
         self._watch.say_goodbye()
+        if self._launch.rank == 0:
+            # The keys may be in this process, and tell the others why the run ends.
+            self._watch.wait_for_goodbyes(GOODBYE_S)
         if self._watch.loss is None:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()

@@ -20,6 +20,7 @@ BEAT_S = 1.0
 # A rank that something else says is gone has given no sign of life for so many beats.
 SUSPECT_BEATS = 3.0
 LOOK_S = 0.2
+ENDED = b"ended"
 
 
 class Store(Protocol):
@@ -104,7 +105,7 @@ class Watch:
             except Exception as exc:
                 # Of what goes wrong there, torch makes many kinds of errors.
                 if not self._stop.is_set() and self.loss is None:
-                    self._found(self._unreachable(f"({type(exc).__name__})"))
+                    self._found(self.unreachable(f"({type(exc).__name__})"))
                 return
 
     def beat(self) -> None:
@@ -132,7 +133,7 @@ class Watch:
     def look(self) -> None:
         """Finds who has given no sign of life for too long."""
         if self._clock_s() - self._reached_s > self._timeout_s:
-            self._found(self._unreachable(f"for {self._timeout_s:g} s"))
+            self._found(self.unreachable(f"for {self._timeout_s:g} s"))
             return
         silent = self._silent(self._timeout_s)
         if silent is not None:
@@ -143,14 +144,14 @@ class Watch:
             seen = dict(self._seen)
         # Between two signs of life only the time is known in which this rank could look for them.
         silent_s = {other: self._reached_s - last_s for other, (_, last_s) in seen.items()}
-        lost = [other for other, for_s in silent_s.items() if for_s > longer_s and seen[other][0] != b"ended"]
+        lost = [other for other, for_s in silent_s.items() if for_s > longer_s and seen[other][0] != ENDED]
         if not lost:
             return None
         longest = max(lost, key=lambda other: silent_s[other])
         reason = f"gave no sign of life for {silent_s[longest]:.0f} s: it was killed, hangs, or is cut off"
         return Loss(longest, self._hosts[longest], reason)
 
-    def _unreachable(self, how: str) -> Loss:
+    def unreachable(self, how: str) -> Loss:
         return Loss(0, self._hosts[0], f"cannot be reached {how}: it, its launcher or the network to it is gone")
 
     def _found(self, loss: Loss) -> None:
@@ -171,6 +172,18 @@ class Watch:
         if self.loss is not None:
             raise RankError(f"{self.loss}; the run ends")
 
+    def wait_for_goodbyes(self, most_s: float) -> None:
+        """Returns when all others have said goodbye, or after so long; one that is lost says none."""
+        until_s = self._clock_s() + most_s
+        others = [r for r in range(len(self._hosts)) if r != self._rank]
+        if self.loss is not None:
+            others = [r for r in others if r != self.loss.rank]
+        with contextlib.suppress(Exception):
+            while others and self._clock_s() < until_s:
+                beats = self._store.multi_get([f"beat/{other}" for other in others])
+                others = [other for other, beat in zip(others, beats, strict=True) if beat != ENDED]
+                time.sleep(LOOK_S / 4)
+
     def say_goodbye(self) -> None:
         """Says that this rank ends as it should: from here on it gives no sign of life, and is not missed."""
         self._stop.set()
@@ -179,4 +192,4 @@ class Watch:
             thread.join(2 * BEAT_S)
         with contextlib.suppress(Exception):
             # The first rank may be gone by now, and the store with it.
-            self._store.set(f"beat/{self._rank}", "ended")
+            self._store.set(f"beat/{self._rank}", ENDED.decode())
