@@ -188,7 +188,7 @@ def test_a_network_of_torch_is_one_on_all_ranks(tmp_path, config, data, access):
         training={"name": f"{tmp_path / 'together.py'}:Together"},
         dataset={"label": LABELS, "access": {"random": access == "random", "sequential": access == "sequential"}},
     )
-    # 42 samples of 4 ranks: 10, 11, 10 and 11, in batches of 5: those of some ranks end sooner.
+    # 42 samples of 4 ranks: 10, 11, 10 and 11, in batches of 5: some have a sample that begins another batch.
     status, told = ended(
         torchrun(
             4, f"--dnn-config={path}", "-k", "training and torch", f"--benchmark-json={out}",
@@ -310,7 +310,7 @@ def test_a_rank_that_fails_ends_the_run_for_all_with_its_cause(tmp_path, config)
 
 
 def test_two_configurations_are_refused_at_the_start(tmp_path, config):
-    paths = [config("0.json"), config("1.json", framework={"epochs": 7})]
+    paths = [config("0.json"), config("1.json", framework={"max_batch_size": 7})]
     out = tmp_path / "out.json"
     ranks = started_ranks(2, lambda rank: [f"--dnn-config={paths[rank]}", "-k", "listing", f"--benchmark-json={out}"])
     for status, told in ranks:

@@ -53,9 +53,22 @@ class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
 
     def share(self, worker: int, workers: int) -> range:
         """The indices that one of this rank's ``workers`` reads."""
-        mine = self.rank_share.of(len(self.dataset))
-        part = share_of(len(mine), worker, workers, self.batch_size, self.drop_last)
-        return range(mine.start + part.start, mine.start + part.stop)
+        if self.rank_share.ranks == 1:
+            return share_of(len(self.dataset), worker, workers, self.batch_size, self.drop_last)
+        # Whole batches for each worker, of which all ranks have as many.
+        start, sizes = self.rank_share.of(len(self.dataset)).start, self._sizes_of_rank()
+        first, last = _part(len(sizes), worker, workers)
+        return range(start + sum(sizes[:first]), start + sum(sizes[:last]))
+
+    def batch_sizes(self, worker: int, workers: int) -> list[int]:
+        """The sizes of the batches of its share."""
+        if self.rank_share.ranks == 1:
+            return ALONE.batch_sizes(len(self.share(worker, workers)), self.batch_size)
+        first, last = _part(len(self._sizes_of_rank()), worker, workers)
+        return self._sizes_of_rank()[first:last]
+
+    def _sizes_of_rank(self) -> list[int]:
+        return self.rank_share.batch_sizes(len(self.dataset), self.batch_size, self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, int]]]:
         info = get_worker_info()
@@ -63,3 +76,8 @@ class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
         # Across the ends of batches: reads go on while a batch is made.
         for position, sample in self.dataset.read_samples(share, in_order=True):
             yield share[position], sample
+
+
+def _part(count: int, worker: int, workers: int) -> tuple[int, int]:
+    """The first and, exclusive, the last of ``count`` things that are one of ``workers``' part."""
+    return count * worker // workers, count * (worker + 1) // workers

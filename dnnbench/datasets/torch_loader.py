@@ -103,9 +103,9 @@ class MeteredLoader(MeteredPasses):
         if isinstance(dataset, SequentialDataset):
             dataset.batch_size, dataset.drop_last, dataset.rank_share = batch_size, section.drop_last, share
             source = IterableBatches(dataset, self._armed)
-            shares = [len(dataset.share(w, max(self.num_workers, 1))) for w in range(max(self.num_workers, 1))]
-            self.expected_samples = sum(shares)
-            self._length = sum(-(-share // batch_size) for share in shares)
+            workers = max(self.num_workers, 1)
+            sizes = [size for worker in range(workers) for size in dataset.batch_sizes(worker, workers)]
+            self.expected_samples, self._length = sum(sizes), len(sizes)
         else:
             sizes = share.batch_sizes(len(dataset), batch_size, section.drop_last)
             self._order = _BatchOrder(len(dataset), sizes, section.shuffle, seed, section.num_workers, share)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from dnnbench.datasets.samples import ReadAhead
@@ -154,12 +155,11 @@ class IterableBatches(Shipped, IterableDataset[Envelope]):
     def __iter__(self) -> Iterator[Envelope]:
         if not self.armed.item():
             return
-        samples = iter(self.sequential)
-        while True:
-            envelope = _pack(self.dataset, lambda: itertools.islice(samples, self.sequential.batch_size))
-            if envelope.error is None and not envelope.indices:
-                return
-            yield envelope
+        info, samples = get_worker_info(), iter(self.sequential)
+        for size in (
+            self.sequential.batch_sizes(info.id, info.num_workers) if info else self.sequential.batch_sizes(0, 1)
+        ):
+            yield _pack(self.dataset, partial(itertools.islice, samples, size))
 
 
 def start_forkserver() -> None:

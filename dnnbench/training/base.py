@@ -28,7 +28,7 @@ class Trainer(ABC):
         self.history: list[dict[str, Any]] = []
 
     def together(self) -> AbstractContextManager[Any]:
-        """Around `train`: what keeps ranks in step that have different numbers of batches."""
+        """Around `train`: what ranks that train one network together need for it."""
         return nullcontext()
 
     def warm_up(self) -> None:  # noqa: B027 (few frameworks need it)

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dnnbench.config import Config
+from dnnbench.config import Config, ConfigError
 from dnnbench.plugins import construct, load_class
+from dnnbench.ranks import Ranks
+
+
+def check_in_step(ranks: Ranks, batches: int) -> None:
+    """Raises `ConfigError` where ranks that train together have different numbers of batches; called by all of them."""
+    found = ranks.all_gather(batches)
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"framework.batch_size: ranks that train together take every step together, but have from {min(found)} to "
+            f"{max(found)} batches; set a larger batch_size, or drop_last to true"
+        )
 
 
 def build_model(config: Config, classes: int, builtins: Mapping[str, str], base: type) -> Any:

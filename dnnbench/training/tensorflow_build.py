@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from dnnbench.catalog import Catalog
-from dnnbench.config import Config, ConfigError
+from dnnbench.config import Config
 from dnnbench.datasets.passes import MeteredPasses
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
@@ -21,7 +21,7 @@ from dnnbench.plugins import load_class
 from dnnbench.ranks import ALONE as ALONE_RANKS
 from dnnbench.ranks import Ranks
 from dnnbench.storage.base import Storage
-from dnnbench.training.build import build_model, build_trainer
+from dnnbench.training.build import build_model, build_trainer, check_in_step
 from dnnbench.training.tensorflow import DNNTrain, resolve_device
 
 # The default of either framework's name means each framework's own class.
@@ -80,11 +80,7 @@ def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ran
     from dnnbench.training.tensorflow_parallel import scope_of, strategy_of
 
     strategy = strategy_of(ranks)
-    if len(set(ranks.all_gather(len(loader)))) > 1:
-        raise ConfigError(
-            "framework.batch_size: the ranks have different numbers of batches, and TensorFlow's strategy needs the "
-            "same; set a larger batch_size, or framework.TensorFlow.drop_last to true"
-        )
+    check_in_step(ranks, len(loader))
     with scope_of(strategy):
         model = make_model(config, classes)
         trainer = cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from dnnbench.plugins import load_class
 from dnnbench.ranks import ALONE as ALONE_RANKS
 from dnnbench.ranks import Ranks
 from dnnbench.storage.base import Storage
-from dnnbench.training.build import build_model, build_trainer
+from dnnbench.training.build import build_model, build_trainer, check_in_step
 from dnnbench.training.torch import DNNTrain, resolve_device
 
 # The default of either framework's name means each framework's own class.
@@ -79,11 +78,8 @@ def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ran
 
     device = resolve_device(config.device, local_gpu(ranks))
     model = trained_together(model, device, ranks)
-    trainer = cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
-    if len(set(ranks.all_gather(len(loader)))) > 1:
-        # One that has no more batches takes part in the steps of those that have.
-        trainer.together = getattr(model, "join", nullcontext)  # type: ignore[method-assign]
-    return trainer
+    check_in_step(ranks, len(loader))
+    return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
 
 
 def start(ranks: Ranks) -> None:
