@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
-from dnnbench.storage.base import Entry
+from dnnbench.storage.base import Entry, Part
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
 from dnnbench.storage.key_ranges import list_in_ranges
@@ -180,7 +180,7 @@ class DssStorage(EndpointStorage):
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.get_verified(cluster.bucket, key, size_bytes))
 
-    def _read_range(self, key: str, start: int, end: int) -> Any:
+    def _read_range(self, key: str, start: int, end: int) -> Part:
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.get_range(cluster.bucket, key, start, end))
 
