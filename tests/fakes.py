@@ -11,8 +11,9 @@ from PIL import Image
 
 from dnnbench.catalog import Catalog, Group, Names
 from dnnbench.datasets import passes
-from dnnbench.storage.base import Entry, Part, Storage
+from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
+from dnnbench.storage.ranges import Part
 from dnnbench.training import emulated
 
 LABELS = ("roses", "tulips")

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, MisconfiguredError, StorageError
 from dnnbench.storage.in_flight import Readers, Stream
 from dnnbench.storage.merge import merged
+from dnnbench.storage.ranges import RangedReads
 
 # As many as S3 tells at once.
 PAGE_ENTRIES = 1000
@@ -36,18 +37,6 @@ class Entry(NamedTuple):
 
     key: str
     size_bytes: int
-
-
-class Part(NamedTuple):
-    """What answered a ranged read: ``data``, and of which object it says that it is a part.
-
-    ``total_bytes`` is the whole object's length, ``version`` tells its contents apart (S3: its ETag; a file: its inode
-    and when it was written); None where the client does not tell.
-    """
-
-    data: Any
-    total_bytes: int | None = None
-    version: str | None = None
 
 
 class ListedKey(str):
@@ -124,7 +113,7 @@ class Meter:
         return tally
 
 
-class Storage(ABC):
+class Storage(RangedReads):
     """A place that holds objects. Pickles; builds its client once per process; safe for threads.
 
     ``name`` is ``fs``, ``aws`` or ``dss``; ``client`` is the client library. Every method raises
@@ -222,74 +211,6 @@ class Storage(ABC):
         data = self.fetch(key, size_bytes, sha256)
         return data if isinstance(data, bytes) else bytes(data)
 
-    def read_range(self, key: str, start: int, end: int) -> bytes:
-        """The bytes from ``start`` up to but without ``end``; its latency is recorded.
-
-        A range that goes past the object's end yields what is there; an empty range (``start ==
-        end``) yields ``b""`` without a request; ``start`` past the end yields ``b""``.
-        Raises `ValueError` for a negative ``start`` or ``end < start``.
-        """
-        data = self.fetch_range(key, start, end)
-        return data if isinstance(data, bytes) else bytes(data)
-
-    def fetch_range(self, key: str, start: int, end: int, size_bytes: int | None = None) -> Any:
-        """`read_range` without a copy: any bytes-like object.
-
-        With the object's ``size_bytes`` (from a listing), a range that is not as long as it must be then, or of an
-        object of another length, raises `CorruptError`, as one that the server answers with something else always does.
-        """
-        if start < 0 or end < start:
-            raise ValueError(f"a range needs 0 <= start <= end (found {start}, {end})")
-        return self._part(key, start, end, size_bytes).data if start < end else b""
-
-    def read_parallel(self, key: str, size_bytes: int, range_bytes: int, concurrency: int) -> memoryview:
-        """The whole object, in ranges of ``range_bytes`` (the last one shorter), ``concurrency`` at a time.
-
-        They are put into one piece of memory; each is a read with a latency of its own. An object of another length,
-        or one that changes meanwhile (where the client tells versions apart, see `Part`), raises `CorruptError`.
-        """
-        if range_bytes < 1:
-            raise ValueError(f"a range needs a byte at least (found {range_bytes})")
-        import numpy as np
-
-        # Not a bytearray, which would be filled with zeros first.
-        content = np.empty(size_bytes, dtype=np.uint8).data
-        seen: dict[str, str | None] = {}
-
-        def read(start: int) -> None:
-            into = content[start : start + range_bytes]
-            version = self._part(key, start, start + len(into), size_bytes, into).version
-            if seen.setdefault(key, version) != version:
-                self.meter.error()
-                raise CorruptError(self.label, key, "the object changed while its ranges were read; list again")
-
-        self._counting_errors(self.open)
-        self._readers.each(read, range(0, size_bytes, range_bytes), concurrency)
-        return content
-
-    def _part(self, key: str, start: int, end: int, size_bytes: int | None, into: memoryview | None = None) -> Part:
-        """One ranged read, timed, counted and held against what the object's length makes of it."""
-        if self._pid != os.getpid() or not self._is_open:
-            self._counting_errors(self.open)
-        meter = self._meter
-        start_ns = self.clock_ns()
-        try:
-            part = self._read_range(key, start, end) if into is None else self._read_into(key, start, into)
-            latency_ns = self.clock_ns() - start_ns
-            total_bytes = part.total_bytes if size_bytes is None else size_bytes
-            wanted_bytes = end - start if total_bytes is None else max(min(end, total_bytes) - start, 0)
-            if len(part.data) > wanted_bytes or (total_bytes is not None and len(part.data) < wanted_bytes):
-                problem = f"{len(part.data)} bytes came for the range from {start} to {end}, which has {wanted_bytes}"
-                raise CorruptError(self.label, key, f"{problem}; list again, or ask whether the server knows ranges")
-            if part.total_bytes not in (None, total_bytes):
-                problem = f"it has {part.total_bytes} bytes, but {size_bytes} when it was listed; list again"
-                raise CorruptError(self.label, key, problem)
-        except StorageError:
-            meter.error()
-            raise
-        meter.read_done(latency_ns, len(part.data), "nothing" if size_bytes is None else None)
-        return part
-
     def read_many(self, items: Iterable[Item], concurrency: int, in_order: bool = False) -> Iterator[tuple[int, Any]]:
         """Reads items with ``concurrency`` reads in flight; yields (position, bytes-like content).
 
@@ -348,7 +269,7 @@ class Storage(ABC):
 
     # -- what a backend implements ---------------------------------------------------------------
 
-    def _open(self) -> None:  # noqa: B027 (a file system has nothing to build)
+    def _open(self) -> None:
         """Builds every client that a read may need."""
 
     @abstractmethod
@@ -375,20 +296,6 @@ class Storage(ABC):
     def _read_verified(self, key: str, size_bytes: int | None) -> Any:
         """As `_read`, the content held against the checksum that the server has of it."""
         raise MisconfiguredError(self.label, key, no_checksum(f"no manifest, and {self.client} verifies no server's"))
-
-    @abstractmethod
-    def _read_range(self, key: str, start: int, end: int) -> Part: ...
-
-    def _read_into(self, key: str, start: int, into: memoryview) -> Part:
-        """As `_read_range`, of as many bytes as ``into`` has room for, which ``data`` then is, as far as it is filled.
-
-        More than that is given back as it came.
-        """
-        part = self._read_range(key, start, start + len(into))
-        if len(part.data) > len(into):
-            return part
-        into[: len(part.data)] = memoryview(part.data)
-        return part._replace(data=into[: len(part.data)])
 
     @abstractmethod
     def _write(self, key: str, data: bytes) -> None: ...

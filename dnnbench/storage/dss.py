@@ -16,11 +16,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
-from dnnbench.storage.base import Entry, Part
+from dnnbench.storage.base import Entry
 from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
 from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3 import EndpointStorage, client_class, listers
 
 DISCOVERY_BUCKET = "dss"

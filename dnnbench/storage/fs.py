@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dnnbench.storage.base import Entry, Part, Storage
+from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import DeniedError, MisconfiguredError, NotFoundError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 
 # Opening a pipe waits for its other end, unless it is told not to; regular files know no difference.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

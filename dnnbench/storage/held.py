@@ -8,8 +8,9 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from dnnbench.outputs import goes_with
-from dnnbench.storage.base import Entry, Item, Part, Storage
+from dnnbench.storage.base import Entry, Item, Storage
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
+from dnnbench.storage.ranges import Part
 
 
 class HeldStorage(Storage):

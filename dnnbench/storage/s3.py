@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeVar
 from dnnbench.config import DEFAULT_REQUESTS, ConfigError, Requests, S3Credentials
 from dnnbench.storage import s3_errors, watchdog
 from dnnbench.storage.attempts import Attempts
-from dnnbench.storage.base import Entry, Part, Storage
+from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import CorruptError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
+from dnnbench.storage.ranges import Part
 
 # A client library's name -> the file that imports it, and its class there.
 CLIENTS = {

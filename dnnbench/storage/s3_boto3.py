@@ -37,8 +37,9 @@ from botocore.httpchecksum import StreamingChecksumBody
 
 from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
-from dnnbench.storage.base import Entry, Meter, Part, no_checksum
+from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 
 # Of idle ones that are kept: with fewer than there are reads in flight, some reads would pay for connecting.
 MAX_CONNECTIONS = 1024

@@ -19,8 +19,9 @@ from obstore.store import S3Store
 
 from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
-from dnnbench.storage.base import Entry, Meter, Part
+from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import MisconfiguredError, StorageError
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 
 # The most keys that an answer to a listing holds; obstore does not tell of single answers.

@@ -13,9 +13,10 @@ from typing import Any
 
 from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
-from dnnbench.storage.base import Entry, Meter, Part
+from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.crt import LOG, environment
 from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 
 with LOG.kept():
