@@ -142,6 +142,8 @@ class Round:
     one_core: bool = False
     # The rungs of a ladder and its verdict.
     ladder: dict[str, Any] | None = None
+    # Of reads of ranges, whose latencies are of single ranges: their size, how many at a time, and in a round.
+    ranges: dict[str, Any] | None = None
     # How busy an emulated accelerator was.
     accelerator: dict[str, Any] | None = None
     # Where more in flight brought no more, and the way there.
@@ -285,13 +287,17 @@ def record(
         figures["latency_curve"] = latency_curve(total.latency_ns)
     if rounds[0].in_flight is not None and objects:
         figures["client_bound"] = _client_bound(
-            rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_cpu_ns) / wall_ns
+            rounds[0],
+            figures,
+            cpu_ns / NS / len(total.latency_ns),
+            cpu_ns / wall_ns,
+            (cpu_ns + others_cpu_ns) / wall_ns,
         )
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s
-    for name in ("ladder", "accelerator", "knee"):
+    for name in ("ladder", "accelerator", "knee", "ranges"):
         told = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
         if told:
             figures[name] = told[-1]
@@ -301,11 +307,13 @@ def record(
     return figures
 
 
-def _client_bound(reads: Round, figures: Mapping[str, Any], own_cores: float, all_cores: float) -> bool:
+def _client_bound(
+    reads: Round, figures: Mapping[str, Any], cpu_s_per_read: float, own_cores: float, all_cores: float
+) -> bool:
     return client_bound(
         in_flight=reads.in_flight or 1,
         latency_p50_ms=figures["latency_p50_ms"],
-        cpu_s_per_object=figures["cpu_s_per_object"],
+        cpu_s_per_object=cpu_s_per_read,
         own_cores=own_cores,
         all_cores=all_cores,
         cores=figures["cores"],

@@ -156,12 +156,14 @@ DEFAULT_REQUESTS = Requests()
 class S3Storage(Section):
     """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries.
 
+    ``large_prefix``: what the keys of large objects begin with, which are read in ranges; none of the data set's.
     ``list_ranges``: whether a long prefix is listed in several key ranges at once. ``verify_tls``: whether a server
     must show a certificate that is trusted, or the file (PEM) of those that are.
     """
 
     bucket: str | None = None
     prefix: list[str] = [""]
+    large_prefix: list[str] = []
     client_lib: NonEmptyStr | Names = "boto3"
     list_ranges: bool = True
     requests: Requests = DEFAULT_REQUESTS
@@ -173,6 +175,13 @@ class S3Storage(Section):
     @classmethod
     def _is_one_word(cls, value: str | None) -> str | None:
         return value if not value else _one_word(value)
+
+    @field_validator("large_prefix")
+    @classmethod
+    def _no_part_of_another(cls, value: list[str]) -> list[str]:
+        if any(a != b and a.startswith(b) for a in value for b in value) or len(set(value)) != len(value):
+            raise ValueError("different prefixes, of which none begins as another does")
+        return value
 
     @field_validator("prefix")
     @classmethod
@@ -190,11 +199,12 @@ class S3Storage(Section):
 
 
 class FsStorage(Section):
-    """``storage.fs``: the data set's sources as folders."""
+    """``storage.fs``: the data set's sources as folders; ``large_dir``: files, and folders of files, read in ranges."""
 
     data_dir: list[Annotated[str, Field(min_length=1), AfterValidator(_can_be_path)]] = []
+    large_dir: list[Annotated[str, Field(min_length=1), AfterValidator(_can_be_path)]] = []
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "large_dir")
     @classmethod
     def _different(cls, value: list[str]) -> list[str]:
         if len({os.path.normpath(folder) for folder in value}) != len(value):
@@ -278,6 +288,17 @@ class Steps(Section):
     metrics: bool = True
 
 
+class Ranges(Section):
+    """``execution.ranges``: large objects are read in ranges of ``size_bytes``, ``concurrency`` of them at a time.
+
+    ``max_bytes``: no more than so much is read in a round.
+    """
+
+    size_bytes: PositiveInt = 8 * 1024 * 1024
+    concurrency: PositiveInt = 8
+    max_bytes: PositiveInt = 1024 * 1024 * 1024
+
+
 class Execution(Section):
     """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring.
 
@@ -291,6 +312,7 @@ class Execution(Section):
     cache: Literal["cold", "warm"] = "cold"
     max_repeats: NonNegativeInt = 2
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    ranges: Ranges = Ranges()
 
 
 class DataLoader(Section):
@@ -406,6 +428,10 @@ class Config(Section):
     def data_dirs(self) -> list[Path]:
         """``storage.fs.data_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
         return [_at_home("storage.fs.data_dir", folder) for folder in self.storage.fs.data_dir]
+
+    def large_dirs(self) -> list[Path]:
+        """``storage.fs.large_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
+        return [_at_home("storage.fs.large_dir", path) for path in self.storage.fs.large_dir]
 
     def save_dir(self) -> Path | None:
         """``model.save_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""

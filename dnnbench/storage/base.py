@@ -219,27 +219,33 @@ class Storage(RangedReads):
         """
         return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
 
-    def warm(self, items: Sequence[Item], concurrency: int) -> None:
+    def warm(
+        self, items: Sequence[tuple[Any, ...]], concurrency: int, call: Callable[..., object] | None = None
+    ) -> None:
         """Starts the threads and makes the connections that ``concurrency`` reads of the items at a time will use.
 
-        Each of them reads one item, all at the same time.
+        Each of them reads one item, all at the same time, by `fetch` or by another ``call``.
         """
-        items = items[:concurrency]
+        call, items = call or self.fetch, items[:concurrency]
         together = threading.Barrier(max(len(items), 1))
 
-        def fetch(item: Item) -> None:
+        def fetch(item: tuple[Any, ...]) -> None:
             # Nobody waits for ever where the others were never begun.
             with contextlib.suppress(threading.BrokenBarrierError):
                 together.wait(5)
-            self.fetch(*item)
+            call(*item)
 
         for _ in self.in_flight(fetch, items, concurrency):
             pass
 
     def fetch_each(self, items: Iterable[Item], concurrency: int) -> None:
         """Reads items with ``concurrency`` reads in flight, and drops what was read."""
+        self.each(lambda item: self.fetch(*item), items, concurrency)
+
+    def each(self, call: Callable[[Any], object], items: Iterable[Any], concurrency: int) -> None:
+        """As `fetch_each`, for any call that reads from this storage."""
         self._counting_errors(self.open)
-        self._readers.each(lambda item: self.fetch(*item), items, concurrency)
+        self._readers.each(call, items, concurrency)
 
     def in_flight(
         self, call: Callable[[Any], Any], items: Iterable[Any], concurrency: int, in_order: bool = False
