@@ -10,10 +10,11 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics_curves import ALL, at_shares_ms, course, latency_curve
+from dnnbench.metrics_money import bytes_per_byte_used, cost, per_sample
 from dnnbench.metrics_rounds import (
     MIB,
     NS,
@@ -23,6 +24,9 @@ from dnnbench.metrics_rounds import (
     is_served_from_cache,
     others_share,
 )
+
+if TYPE_CHECKING:
+    from dnnbench.config import Prices
 
 SCHEMA = 1
 # A read that is this much the client's own work says more of the client than of the storage.
@@ -221,6 +225,11 @@ def client_bound(
     return all_cores >= (1 + BUSY_SHARE) / 2 * cores and own_cores >= CLIENT_SHARE * all_cores
 
 
+def used_bytes(rounds: Sequence[Round]) -> int:
+    """The samples' own bytes, of what was read."""
+    return sum(one.tally.read_bytes if one.used_bytes is None else one.used_bytes for one in rounds)
+
+
 def cache_state(rounds: Sequence[Round]) -> str:
     """The state that every round had, or ``unknown``."""
     states = {one.cache for one in rounds}
@@ -235,10 +244,13 @@ def record(
     start_memory_bytes: int | None = None,
     worker_start_s: float | None = None,
     repeated: Sequence[Round] = (),
+    prices: Prices | None = None,
+    stored_bytes: int = 0,
 ) -> dict[str, Any]:
     """The figures of a benchmark: totals over its rounds, rates as total over total, never a mean of means.
 
-    ``repeated`` are rounds that were disturbed and made again: told of, and in no total.
+    ``repeated`` are rounds that were disturbed and made again: told of, and in no total. ``prices`` are those of the
+    storage, None where it has none, and ``stored_bytes`` the size of the data that was read.
     """
     total = Tally()
     for one in rounds:
@@ -294,6 +306,16 @@ def record(
             (cpu_ns + others_cpu_ns) / wall_ns,
         )
     epochs = [epoch for one in rounds for epoch in one.epochs]
+    figures["requests_per_sample"] = per_sample(total.requests, objects)
+    figures["bytes_per_byte_used"] = None if listing else bytes_per_byte_used(total.read_bytes, used_bytes(rounds))
+    figures["cost"] = prices and cost(
+        total.requests,
+        transferred_bytes=total.read_bytes,
+        stored_bytes=stored_bytes,
+        passes=len(epochs) or len(rounds),
+        samples=objects,
+        prices=prices,
+    )
     if epochs:
         figures.update(_loader_record(epochs, wall_ns))
         figures["worker_start_s"] = worker_start_s

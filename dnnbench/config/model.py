@@ -400,6 +400,25 @@ class Metrics(Section):
     path: PathStr | None = None
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Prices(Section):
+    """``prices``: what a provider asks, in ``currency``; GB are of 1024³ bytes, as they are billed.
+
+    ``get_per_1000``: GET, HEAD and all that is not named elsewhere; ``put_list_per_1000``: PUT, COPY, POST and LIST;
+    ``transfer_per_gb``: data that leaves the storage. No figure but costs depends on them, so `Config.hash` does not.
+    """
+
+    currency: NonEmptyStr = "USD"
+    get_per_1000: Price = 0.0004
+    put_list_per_1000: Price = 0.005
+    transfer_per_gb: Price = 0.0
+    storage_per_gb_month: Price = 0.023
+    date: NonEmptyStr = "2026-06"
+    source: NonEmptyStr = "AWS S3 Standard, us-east-1, list prices, read in that region"
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -411,14 +430,15 @@ class Config(Section):
     training: Training = Training()
     device: Literal["cpu", "gpu", "cuda"] = "cpu"
     metrics: Metrics = Metrics()
+    prices: Prices = Prices()
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as JSON types, in the file's spelling, secrets masked."""
         return self.model_dump(mode="json", by_alias=True)
 
     def hash(self) -> str:
-        """A SHA-256 over the resolved configuration (16 hex digits); secrets do not enter into it."""
-        text = json.dumps(self.resolved(), sort_keys=True)
+        """A SHA-256 over the resolved configuration (16 hex digits); secrets and prices do not enter into it."""
+        text = json.dumps({key: value for key, value in self.resolved().items() if key != "prices"}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_storage(self, **parts: Any) -> Config:
