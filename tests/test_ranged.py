@@ -1,6 +1,7 @@
 """Large objects: which are chosen, how they are split, and that what was not read as listed gives no figure."""
 
 import os
+from array import array
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from dnnbench.catalog import CatalogError
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics import record
+from dnnbench.metrics import Round, Tally, record
 from dnnbench.ranged import RangedReading, WholeObject, check_cover, choose, list_large, size_text, split
 from dnnbench.storage.errors import CorruptError
 from dnnbench.storage.fs import FsStorage
@@ -148,6 +149,14 @@ def test_a_whole_object_is_one_object_in_as_many_reads_as_it_has_ranges(ranges):
     # What it is held against is read outside of the clock, and in no figure.
     assert figures["requests"] == {"GET": reads}
     assert ("ranges" in figures) == bool(ranges)
+
+
+@pytest.mark.parametrize(("cpu_ns", "bound"), [(10_000_000, False), (60_000_000, True)])
+def test_whether_the_client_limits_is_told_by_what_a_range_takes_it_not_the_whole_object(cpu_ns, bound):
+    # A hundred ranges, a millisecond each, of one object.
+    tally = Tally(array("q", [1_000_000] * 100), 100)
+    one = Round(1, tally, in_flight=1, wall_ns=100_000_000, process_cpu_ns=cpu_ns)
+    assert record([one], cores=2, peak_memory_bytes=None)["client_bound"] is bound
 
 
 def test_a_whole_object_that_is_not_what_a_plain_read_gives_is_an_error():
