@@ -20,6 +20,7 @@ from fixtures.results import pytest_benchmark_update_json
 
 ROOT = Path(__file__).parent.parent
 LABELS = ["roses", "tulips"]
+RANGES = {"test_ranges", "test_ranges_whole", "test_ranges_plain"}
 # A benchmark run of its own must not know that it was started from inside of one.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_", "DSS_"))}
 
@@ -390,7 +391,7 @@ def test_what_a_run_looked_for_is_told_below_the_table_and_in_the_spreadsheet(se
 def test_a_step_that_is_switched_off_is_deselected_and_the_run_says_so(data, step, gone):
     done = bench("--collect-only", f"--dnn-config={data[1]}", f"--dnn-set=execution.steps.{step}=false")
     kinds = set(re.findall(r"(test_\w+)\[", done.stdout))
-    kept = {"test_listing", "test_read", "test_loader", "test_training", "test_inference"}
+    kept = {"test_listing", "test_read", "test_loader", "test_training", "test_inference", *RANGES}
     assert kinds == {*kept, "test_ladder", "test_accelerator"} - gone
     assert f"execution.steps switches off {', '.join(sorted(gone))}" in done.stdout
 
