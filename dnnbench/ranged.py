@@ -174,10 +174,10 @@ class WholeObject:
         self.storage, self.catalog = storage, catalog
         self._key, self._size_bytes = catalog.key(0), catalog.size_bytes(0)
         self._ranges = ranges
-        self.total, self.what = 1, "whole, plain"
+        self.total, self.what = 1, "whole plain"
         if ranges:
             self.total = -(-self._size_bytes // ranges[0])
-            self.what = f"whole, ranges {size_text(ranges[0])} c{ranges[1]}"
+            self.what = f"whole in ranges {size_text(ranges[0])} c{ranges[1]}"
         self._content: Any = None
         self._sha256 = b""
         self._reads_before = 0
