@@ -206,6 +206,14 @@ def test_fs_a_file_that_is_written_while_it_is_read_in_ranges_is_corrupt(tmp_pat
         Changing().read_parallel(str(path), 100, 10, 1)
 
 
+def test_fs_a_range_that_the_kernel_gives_in_pieces_is_put_together(tmp_path, monkeypatch):
+    content = os.urandom(100)
+    (tmp_path / "x.bin").write_bytes(content)
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda handle, buffers, place: whole(handle, [buffers[0][:7]], place))
+    assert bytes(FsStorage().read_parallel(str(tmp_path / "x.bin"), 100, 40, 2)) == content
+
+
 def _answer(handler):
     """What a server of one object answers to a ranged request: (start, end, total)."""
     start, _, last = handler.headers["Range"].removeprefix("bytes=").partition("-")
@@ -255,6 +263,14 @@ def test_what_is_no_range_of_the_object_is_corrupt(answering_server, client, sta
     rules = Requests(back_off_s=0, max_attempts=1)
     with pytest.raises(CorruptError, match=r"aws \(\w+\): (s3://b/)?k: "):
         S3Storage("b", credentials, client, rules=rules).read_parallel("k", 1000, 100, 1)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_whole_object_is_not_taken_for_a_range_that_is_longer(answering_server, client):
+    credentials = S3Credentials(endpoint=answering_server(200, "x" * 1000), access_key="a", secret_key="s")
+    rules = Requests(back_off_s=0, max_attempts=1)
+    with pytest.raises(CorruptError, match="does it know ranges"):
+        S3Storage("b", credentials, client, rules=rules).read_range("k", 500, 1600)
 
 
 def test_a_missing_object_is_named_and_counted(place):
