@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics_curves import ALL, at_shares_ms, course, latency_curve
-from dnnbench.metrics_money import bytes_per_byte_used, cost, per_sample
+from dnnbench.metrics_money import bytes_per_used_byte, cost, per_sample
 from dnnbench.metrics_rounds import (
     MIB,
     NS,
@@ -136,11 +136,11 @@ class Round:
     objects: int
     tally: Tally
     listed_bytes: int | None = None
-    # The samples' own bytes, where more than these has to be read to get them, such as the headers in a shard.
-    used_bytes: int | None = None
     epochs: list[EpochFigures] = field(default_factory=list)
     inference: Inference | None = None
     worker_cpu_ns: int = 0
+    # The samples' own bytes, where more than these has to be read to get them, such as the headers in a shard.
+    used_bytes: int | None = None
     # Of raw reads, how many were in flight, and whether their client can use one processor only.
     in_flight: int | None = None
     one_core: bool = False
@@ -307,7 +307,7 @@ def record(
         )
     epochs = [epoch for one in rounds for epoch in one.epochs]
     figures["requests_per_sample"] = per_sample(total.requests, objects)
-    figures["bytes_per_byte_used"] = None if listing else bytes_per_byte_used(total.read_bytes, used_bytes(rounds))
+    figures["bytes_per_used_byte"] = None if listing else bytes_per_used_byte(total.read_bytes, used_bytes(rounds))
     figures["cost"] = prices and cost(
         total.requests,
         transferred_bytes=total.read_bytes,

@@ -24,7 +24,7 @@ def per_sample(requests: Mapping[str, int], samples: int) -> dict[str, float] | 
     return {verb: count / samples for verb, count in sorted(requests.items())} if samples else None
 
 
-def bytes_per_byte_used(read_bytes: int, used_bytes: int) -> float | None:
+def bytes_per_used_byte(read_bytes: int, used_bytes: int) -> float | None:
     """What was read for each byte that the samples are; None where none was used."""
     return read_bytes / used_bytes if used_bytes else None
 

@@ -7,7 +7,7 @@ from made_results import record as record_of
 
 from dnnbench.config import Config, ConfigError, Prices, expand_settings
 from dnnbench.metrics import EpochFigures, Round, Tally, record
-from dnnbench.metrics_money import bytes_per_byte_used, cost, cost_of_requests, per_sample
+from dnnbench.metrics_money import bytes_per_used_byte, cost, cost_of_requests, per_sample
 from dnnbench.notes import costs
 
 VERBS = ("GET", "HEAD", "LIST", "PUT", "DELETE")
@@ -85,7 +85,7 @@ def test_a_known_bill():
 
 def test_without_a_sample_nothing_is_divided():
     assert per_sample({"GET": 3}, 0) is None
-    assert bytes_per_byte_used(10, 0) is None
+    assert bytes_per_used_byte(10, 0) is None
     assert of({"GET": 3}, prices(), samples=0)["per_million_samples"] is None
 
 
@@ -96,7 +96,7 @@ def rounds(count=3, samples=10, epochs=0, used_bytes=None, verb="GET", listed_by
         tally.latency_ns.extend([10**6] * samples)
         tally.requests[verb] += samples + 1
         of_epochs = [EpochFigures(samples, samples * 100, 10**9, 1, 1, 1) for _ in range(epochs)]
-        one = Round(samples, tally, listed_bytes, used_bytes, epochs=of_epochs)
+        one = Round(samples, tally, listed_bytes, of_epochs, used_bytes=used_bytes)
         one.wall_ns = 10**9
         made.append(one)
     return made
@@ -109,7 +109,7 @@ def figures(made, table=None):
 def test_the_record_has_the_requests_of_a_sample_retries_included_and_the_cost_of_a_pass():
     told = figures(rounds(), prices(get_per_1000=1000.0))
     assert told["requests_per_sample"] == {"GET": 1.1}
-    assert told["bytes_per_byte_used"] == 1.0
+    assert told["bytes_per_used_byte"] == 1.0
     # Three rounds of eleven requests, a unit each.
     assert told["cost"]["per_epoch"] == pytest.approx(11)
     assert told["cost"]["per_million_samples"] == pytest.approx(1.1e6)
@@ -121,12 +121,12 @@ def test_a_training_has_several_epochs_in_one_round():
 
 
 def test_what_is_read_beside_the_samples_shows():
-    assert figures(rounds(used_bytes=800))["bytes_per_byte_used"] == pytest.approx(1000 / 800)
+    assert figures(rounds(used_bytes=800))["bytes_per_used_byte"] == pytest.approx(1000 / 800)
 
 
 def test_a_listing_reads_nothing_and_a_file_system_bills_nothing():
     told = figures(rounds(verb="LIST", listed_bytes=5000), prices(put_list_per_1000=1000.0))
-    assert told["bytes_per_byte_used"] is None
+    assert told["bytes_per_used_byte"] is None
     assert told["requests_per_sample"] == {"LIST": 1.1}
     assert told["cost"]["per_epoch"] == pytest.approx(11)
     assert figures(rounds())["cost"] is None
