@@ -20,7 +20,6 @@ from fixtures.results import pytest_benchmark_update_json
 
 ROOT = Path(__file__).parent.parent
 LABELS = ["roses", "tulips"]
-RANGES = {"test_ranges", "test_ranges_whole", "test_ranges_plain"}
 # A benchmark run of its own must not know that it was started from inside of one.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_", "DSS_"))}
 
@@ -121,6 +120,22 @@ def test_ranges_are_of_the_largest_images_where_no_larger_objects_are_configured
     assert whole["catalog"] == plain["catalog"]
     assert (whole["objects"], whole["bytes"]) == (plain["objects"], plain["bytes"])
     assert whole["ranges"]["per_round"] == -(-whole["catalog"]["bytes"] // 200) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "are_read"),
+    [
+        ([], False),
+        (["-k", "read or listing"], False),
+        (["-k", "ranges"], True),
+        (["--dnn-set=storage.fs.large_dir=/tmp"], True),
+        (["--dnn-set=execution.ranges.concurrency=1,2"], True),
+    ],
+)
+def test_ranges_are_read_where_somebody_asks_for_large_objects(data, arguments, are_read):
+    ids = collected(f"--dnn-config={data[1]}", *arguments)
+    assert ids
+    assert any(one.startswith("test_ranges") for one in ids) == are_read
 
 
 def test_objects_that_a_range_holds_whole_or_that_are_too_large_are_skipped_with_what_to_set(data):
@@ -391,7 +406,7 @@ def test_what_a_run_looked_for_is_told_below_the_table_and_in_the_spreadsheet(se
 def test_a_step_that_is_switched_off_is_deselected_and_the_run_says_so(data, step, gone):
     done = bench("--collect-only", f"--dnn-config={data[1]}", f"--dnn-set=execution.steps.{step}=false")
     kinds = set(re.findall(r"(test_\w+)\[", done.stdout))
-    kept = {"test_listing", "test_read", "test_loader", "test_training", "test_inference", *RANGES}
+    kept = {"test_listing", "test_read", "test_loader", "test_training", "test_inference"}
     assert kinds == {*kept, "test_ladder", "test_accelerator"} - gone
     assert f"execution.steps switches off {', '.join(sorted(gone))}" in done.stdout
 
