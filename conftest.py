@@ -7,6 +7,7 @@ pytest_plugins = [
     "fixtures.axes",
     "fixtures.journal",
     "fixtures.storages",
+    "fixtures.ranges",
     "fixtures.loaders",
     "fixtures.measure",
     "fixtures.results",

@@ -6,10 +6,12 @@ by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dnnbench.config import Config
 from dnnbench.results import Benchmark, Result
 
 # What a difference of each kind is one of; "missing" and "undecided" are none, but are allowed in the same way.
@@ -87,11 +89,20 @@ def facts(result: Result, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
 
 
 def _configuration(result: Result, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved configuration that a benchmark had, flat, by dotted path."""
+    """The resolved configuration that a benchmark had, flat, by dotted path.
+
+    Without prices, on which no figure depends that is compared; with the defaults of keys that its version lacked.
+    """
     for configuration in result.about["configuration"]:
         if configuration["hash"] == record["config_hash"]:
-            return dict(_flat(configuration["resolved"]))
+            known = {**_defaults(), **dict(_flat(configuration["resolved"]))}
+            return {key: value for key, value in known.items() if key.partition(".")[0] != "prices"}
     return {"config_hash": record["config_hash"]}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return dict(_flat(Config().resolved()))
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

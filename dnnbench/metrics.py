@@ -10,10 +10,11 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics_curves import ALL, at_shares_ms, course, latency_curve
+from dnnbench.metrics_money import bytes_per_used_byte, cost, per_sample
 from dnnbench.metrics_rounds import (
     MIB,
     NS,
@@ -23,6 +24,9 @@ from dnnbench.metrics_rounds import (
     is_served_from_cache,
     others_share,
 )
+
+if TYPE_CHECKING:
+    from dnnbench.config import Prices
 
 SCHEMA = 1
 # A read that is this much the client's own work says more of the client than of the storage.
@@ -152,16 +156,18 @@ class Round:
     objects: int
     tally: Tally
     listed_bytes: int | None = None
-    # The samples' own bytes, where more than these has to be read to get them, such as the headers in a shard.
-    used_bytes: int | None = None
     epochs: list[EpochFigures] = field(default_factory=list)
     inference: Inference | None = None
     worker_cpu_ns: int = 0
+    # The samples' own bytes, where more than these has to be read to get them, such as the headers in a shard.
+    used_bytes: int | None = None
     # Of raw reads, how many were in flight, and whether their client can use one processor only.
     in_flight: int | None = None
     one_core: bool = False
     # The rungs of a ladder and its verdict.
     ladder: dict[str, Any] | None = None
+    # Of reads of ranges, whose latencies are of single ranges: their size, how many at a time, and in a round.
+    ranges: dict[str, Any] | None = None
     # How busy an emulated accelerator was.
     accelerator: dict[str, Any] | None = None
     # Where more in flight brought no more, and the way there.
@@ -244,6 +250,11 @@ def client_bound(
     return all_cores >= (1 + BUSY_SHARE) / 2 * cores and own_cores >= CLIENT_SHARE * all_cores
 
 
+def used_bytes(rounds: Sequence[Round]) -> int:
+    """The samples' own bytes, of what was read."""
+    return sum(one.tally.read_bytes if one.used_bytes is None else one.used_bytes for one in rounds)
+
+
 def cache_state(rounds: Sequence[Round]) -> str:
     """The state that every round had, or ``unknown``."""
     states = {one.cache for one in rounds}
@@ -258,10 +269,13 @@ def record(
     start_memory_bytes: int | None = None,
     worker_start_s: float | None = None,
     repeated: Sequence[Round] = (),
+    prices: Prices | None = None,
+    stored_bytes: int = 0,
 ) -> dict[str, Any]:
     """The figures of a benchmark: totals over its rounds, rates as total over total, never a mean of means.
 
-    ``repeated`` are rounds that were disturbed and made again: told of, and in no total.
+    ``repeated`` are rounds that were disturbed and made again: told of, and in no total. ``prices`` are those of the
+    storage, None where it has none, and ``stored_bytes`` the size of the data that was read.
     """
     total = Tally()
     for one in rounds:
@@ -310,13 +324,27 @@ def record(
         figures["latency_curve"] = latency_curve(total.latency_ns)
     if rounds[0].in_flight is not None and objects:
         figures["client_bound"] = _client_bound(
-            rounds[0], figures, cpu_ns / wall_ns, (cpu_ns + others_cpu_ns) / wall_ns
+            rounds[0],
+            figures,
+            cpu_ns / NS / len(total.latency_ns),
+            cpu_ns / wall_ns,
+            (cpu_ns + others_cpu_ns) / wall_ns,
         )
     epochs = [epoch for one in rounds for epoch in one.epochs]
+    figures["requests_per_sample"] = per_sample(total.requests, objects)
+    figures["bytes_per_used_byte"] = None if listing else bytes_per_used_byte(total.read_bytes, used_bytes(rounds))
+    figures["cost"] = prices and cost(
+        total.requests,
+        transferred_bytes=total.read_bytes,
+        stored_bytes=stored_bytes,
+        passes=len(epochs) or len(rounds),
+        samples=objects,
+        prices=prices,
+    )
     if epochs:
         figures.update(_loader_record(epochs, wall_ns, len(rounds[0].ranks) or 1))
         figures["worker_start_s"] = worker_start_s
-    for name in ("ladder", "accelerator", "knee"):
+    for name in ("ladder", "accelerator", "knee", "ranges"):
         told = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
         if told:
             figures[name] = told[-1]
@@ -326,11 +354,13 @@ def record(
     return figures
 
 
-def _client_bound(reads: Round, figures: Mapping[str, Any], own_cores: float, all_cores: float) -> bool:
+def _client_bound(
+    reads: Round, figures: Mapping[str, Any], cpu_s_per_read: float, own_cores: float, all_cores: float
+) -> bool:
     return client_bound(
         in_flight=reads.in_flight or 1,
         latency_p50_ms=figures["latency_p50_ms"],
-        cpu_s_per_object=figures["cpu_s_per_object"],
+        cpu_s_per_object=cpu_s_per_read,
         own_cores=own_cores,
         all_cores=all_cores,
         cores=figures["cores"],

@@ -121,6 +121,26 @@ def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     return f"by {unit} (and efficiency) {', '.join(points)}{told}"
 
 
+def costs(figures: Sequence[Figures]) -> Iterator[str]:
+    """Requests per sample and what a million samples cost, a line for each storage and client that bills requests."""
+    for where in dict.fromkeys(place(one) for one in figures if one.get("cost")):
+        told: dict[str, list[str]] = {}
+        billed = [one for one in figures if one.get("cost") and place(one) == where]
+        for one in billed:
+            told.setdefault(billed_text(one), []).append(one["what"])
+        parts = [
+            f"{text} ({', '.join(dict.fromkeys(whats)) if len(told) > 1 else 'all'})" for text, whats in told.items()
+        ]
+        yield f"{where}: requests: {'; '.join(parts)}; prices of {billed[-1]['cost']['prices_date']}"
+
+
+def billed_text(figures: Figures) -> str:
+    """``1 GET/sample, 0.4 USD per million samples``."""
+    requests = " + ".join(f"{count:.3g} {verb}" for verb, count in (figures["requests_per_sample"] or {}).items())
+    of_million = figures["cost"]["per_million_samples"] or 0.0
+    return f"{requests or 'none'}/sample, {of_million:.3g} {figures['cost']['currency']} per million samples"
+
+
 def kept_busy(told: Mapping[str, Any]) -> str:
     """What `test_accelerator` found, from the record's ``accelerator``."""
     rate, batch_ms = f"{told['samples_per_s']:,.0f} samples/s", f"{told['batch_compute_ms']:.3g} ms a batch"

@@ -132,7 +132,7 @@ def benchmarks(groups: Sequence[Group], runs: int) -> Section:
     """Every benchmark of every run, for a table that can be sorted and filtered."""
     header = (
         "what", "storage", "client", *(["run"] if runs > 1 else []), "cache", "objects/s", "samples/s", "MiB/s",
-        "p50 ms", "p99 ms", "waiting", "retries", "errors", "remarks",
+        "p50 ms", "p99 ms", "waiting", "retries", "errors", "requests/sample", "cost/million samples", "remarks",
     )  # fmt: skip
     rows: list[list[Cell]] = []
     for one in groups:
@@ -143,11 +143,33 @@ def benchmarks(groups: Sequence[Group], runs: int) -> Section:
                     one.what, _storage(one), str(record["client"]), *([measured.run] if runs > 1 else []),
                     str(record["cache"]), record["objects_per_s"], record.get("samples_per_s"), record.get("mib_per_s"),
                     record.get("latency_p50_ms"), record.get("latency_p99_ms"), record.get("waiting_share"),
-                    record["retries"], record["errors"], ", ".join(_remarks(record)),
+                    record["retries"], record["errors"], _requests(record), _of_million(record),
+                    ", ".join(_remarks(record)),
                 ]
             )  # fmt: skip
-    lead = "A header sorts by its column, and once more the other way round."
-    return Section("benchmarks", "Every benchmark", [lead], tables=[("benchmarks", Table(header, rows))])
+    leads = ["A header sorts by its column, and once more the other way round.", *_prices(groups)]
+    return Section("benchmarks", "Every benchmark", leads, tables=[("benchmarks", Table(header, rows))])
+
+
+def _requests(record: Any) -> str | None:
+    """Requests per sample by verb; None in the records of earlier versions."""
+    told = record.get("requests_per_sample")
+    return ", ".join(f"{number(count)} {verb}" for verb, count in told.items()) if told else None
+
+
+def _of_million(record: Any) -> float | None:
+    cost: float | None = (record.get("cost") or {}).get("per_million_samples")
+    return cost
+
+
+def _prices(groups: Sequence[Group]) -> list[str]:
+    """At what prices the costs are, a line for each table of them."""
+    costs = [measured.record["cost"] for one in groups for measured in one.measured if measured.record.get("cost")]
+    told = [(str(one["currency"]), str(one["prices_source"]), str(one["prices_date"])) for one in costs]
+    return [
+        f"Costs are in {currency}, of the requests that were measured, at these prices: {source} ({date})."
+        for currency, source, date in dict.fromkeys(told)
+    ]
 
 
 def _storage(one: Group) -> str:

@@ -116,6 +116,10 @@ def throughput(groups: Sequence[Group], styled: Styles) -> Section:
             "Samples trained with, or predicted", groups, ("test_training", "test_inference"), "samples_per_s",
             "samples/s", styled,
         ),
+        *_rates(
+            "Large objects, in ranges and whole", groups, ("test_ranges", "test_ranges_whole", "test_ranges_plain"),
+            "mib_per_s", "MiB/s", styled,
+        ),
         *_rates("Objects listed", groups, ("test_listing",), "objects_per_s", "objects/s", styled),
     ]  # fmt: skip
     missing = None if charts else "Nothing was read. Run: pytest bench/ -k 'listing or read or loader or training'"

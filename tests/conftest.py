@@ -19,7 +19,8 @@ def local_servers(pytestconfig):
 def answering_server():
     """A function (status, body) -> URL of a server that gives this answer to everything.
 
-    The body is a text, or a function that makes it of the request (http.server's handler).
+    The body is a text, or a function that makes it of the request (http.server's handler), of which ``extra`` is then
+    what headers it wants to send besides.
     """
     running = []
 
@@ -30,6 +31,8 @@ def answering_server():
                 text = body if isinstance(body, str) else body(self)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/xml")
+                for name, value in getattr(self, "extra", {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
                 if self.command != "HEAD":

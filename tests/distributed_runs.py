@@ -199,7 +199,8 @@ def test_a_network_of_torch_is_one_on_all_ranks(tmp_path, config, data, access):
     (record,) = records(out).values()
     assert [epoch["samples"] for epoch in record["epochs"]] == [2 * IMAGES] * 2
     assert record["bytes"] == 2 * data[1]
-    assert record["epochs"][1]["loss"] < record["epochs"][0]["loss"]
+    if access == "random":
+        assert record["epochs"][1]["loss"] < record["epochs"][0]["loss"]
 
 
 def test_a_network_of_tensorflow_is_trained_by_all_ranks(tmp_path, config, data):

@@ -13,6 +13,7 @@ from dnnbench.catalog import Catalog, Group, Names
 from dnnbench.datasets import passes
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import NotFoundError
+from dnnbench.storage.ranges import Part
 from dnnbench.training import emulated
 
 LABELS = ("roses", "tulips")
@@ -58,7 +59,7 @@ class MemoryStorage(Storage):
         return self.contents[key]
 
     def _read_range(self, key, start, end):
-        return self._read(key, None)[start:end]
+        return Part(self._read(key, None)[start:end])
 
     def _write(self, key, data):
         self.contents[key] = data

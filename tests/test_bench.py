@@ -71,7 +71,8 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     config = make_data(folder)
     out = folder / "out.json"
-    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", "--dnn-set=framework.name=PyTorch,TensorFlow")
+    settings = ("--dnn-set=framework.name=PyTorch,TensorFlow", "--dnn-set=execution.ranges.size_bytes=200")
+    done = bench(f"--dnn-config={config}", f"--benchmark-json={out}", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     total_bytes = sum(file.stat().st_size for file in folder.rglob("*.jpg"))
     return total_bytes, json.loads(out.read_text()), done.stdout, out
@@ -96,8 +97,9 @@ def test_every_benchmark_says_what_it_read(measured):
         if "listing" in one["name"]:
             continue
         assert info["bytes"] == sum(r["bytes"] for r in info["per_round"])
-        assert info["latency_count"] == info["objects"]
-        assert info["requests"] == {"READ": info["objects"]}
+        reads = info["ranges"]["per_round"] * info["rounds"] if "ranges" in info else info["objects"]
+        assert info["latency_count"] == reads
+        assert info["requests"] == {"READ": reads}
         if "epochs" in info:
             assert {epoch["bytes"] for epoch in info["epochs"]} == {expected}
             assert {epoch["samples"] for epoch in info["epochs"]} == {info["catalog"]["objects"]}
@@ -105,8 +107,70 @@ def test_every_benchmark_says_what_it_read(measured):
             assert {r["bytes"] for r in info["per_round"]} == {expected}
     assert {kind: len(names) for kind, names in kinds.items()} == {
         "test_listing": 1, "test_read": 4, "test_loader": 4, "test_training": 2, "test_inference": 2,
-        "test_ladder": 2, "test_accelerator": 2,
+        "test_ladder": 2, "test_accelerator": 2, "test_ranges": 1, "test_ranges_whole": 1, "test_ranges_plain": 1,
     }  # fmt: skip
+
+
+def test_ranges_are_of_the_largest_images_where_no_larger_objects_are_configured(measured):
+    total_bytes, result, _, _ = measured
+    records = {b["name"]: b["extra_info"] for b in result["benchmarks"]}
+    every, whole, plain = (records[f"test_ranges{kind}[fs-posix]"] for kind in ("", "_whole", "_plain"))
+    assert {one["catalog"]["part"] for one in (every, whole, plain)} == {"largest"}
+    assert every["catalog"]["bytes"] == total_bytes
+    assert whole["catalog"] == plain["catalog"]
+    assert (whole["objects"], whole["bytes"]) == (plain["objects"], plain["bytes"])
+    assert whole["ranges"]["per_round"] == -(-whole["catalog"]["bytes"] // 200) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "are_read"),
+    [
+        ([], False),
+        (["-k", "read or listing"], False),
+        (["-k", "ranges"], True),
+        (["--dnn-set=storage.fs.large_dir=/tmp"], True),
+        (["--dnn-set=execution.ranges.concurrency=1,2"], True),
+    ],
+)
+def test_ranges_are_read_where_somebody_asks_for_large_objects(data, arguments, are_read):
+    ids = collected(f"--dnn-config={data[1]}", *arguments)
+    assert ids
+    assert any(one.startswith("test_ranges") for one in ids) == are_read
+
+
+def test_objects_that_a_range_holds_whole_or_that_are_too_large_are_skipped_with_what_to_set(data):
+    for setting, key in (("size_bytes=100000", "storage.fs.large_dir"), ("max_bytes=10", "execution.ranges.max_bytes")):
+        done = bench(f"--dnn-config={data[1]}", f"--dnn-set=execution.ranges.{setting}", "-k", "ranges", "-rs")
+        assert done.returncode == 0
+        assert "3 skipped" in done.stdout
+        assert key in done.stdout
+
+
+def test_large_files_of_a_place_of_their_own_are_read_in_ranges_of_several_sizes(data, tmp_path):
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "model.pt").write_bytes(os.urandom(100_001))
+    out = tmp_path / "out.json"
+    done = bench(
+        f"--dnn-config={data[1]}", f"--dnn-set=storage.fs.large_dir={tmp_path}/ckpt", "-k", "ranges",
+        "--dnn-set=execution.ranges.size_bytes=1000,60000", "--dnn-set=execution.ranges.concurrency=1,4",
+        f"--benchmark-json={out}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {b["name"]: b["extra_info"] for b in json.loads(out.read_text())["benchmarks"]}
+    axes = [f"size_bytes={size}-c{c}" for size in (1000, 60000) for c in (1, 4)]
+    ranged = [f"test_ranges{kind}[fs-posix-{axis}]" for kind in ("", "_whole") for axis in axes]
+    assert sorted(records) == sorted([*ranged, "test_ranges_plain[fs-posix]"])
+    for name, figures in records.items():
+        size_bytes = next((size for size in (1000, 60000) if f"size_bytes={size}-" in name), 100_001)
+        assert figures["latency_count"] == -(-100_001 // size_bytes) * figures["rounds"]
+        assert (figures["catalog"]["part"], figures["bytes"]) == ("large", 100_001 * figures["rounds"])
+
+
+def test_a_place_of_large_objects_that_is_not_there_is_one_line(data, tmp_path):
+    out = tmp_path / "out.json"
+    setting = f"--dnn-set=storage.fs.large_dir={tmp_path}/gone"
+    done = bench(f"--dnn-config={data[1]}", setting, f"--benchmark-json={out}", "-k", "ranges")
+    _fails(done, out, "storage.fs.large_dir[0]", "there is no such folder or file")
 
 
 @pytest.mark.parametrize("framework", ["torch", "tf"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from made_results import MACHINE, record, result, write
+from made_results import MACHINE, RESOLVED, record, result, write
 
 from dnnbench import ab
 from dnnbench.__main__ import main
@@ -144,6 +144,23 @@ def test_what_differs_is_refused_by_name_unless_it_is_allowed(tmp_path, baseline
     assert not allowed.refused
     assert allowed.exit_status == 0
     assert any(note.startswith(f"allowed: {kind}: ") for note in allowed.notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "same"),
+    [
+        # No figure that is compared depends on what a request costs.
+        ({"prices": {"currency": "EUR", "get_per_1000": 7.0}}, True),
+        # A key that an earlier version did not have, and that is as if it were not there.
+        ({"execution": {"rounds": 3, "ranges": {"concurrency": 8}}}, True),
+        ({"execution": {"rounds": 3, "ranges": {"concurrency": 9}}}, False),
+    ],
+)
+def test_prices_and_keys_that_are_new_and_unset_are_no_difference(tmp_path, baseline, more, same):
+    configuration = [{"swept": {}, "hash": "cccc", "resolved": {**RESOLVED, **more}}]
+    other = runs(tmp_path / "other", "b", first=20, configuration=configuration)
+    refused = compare_files(baseline, other).refused
+    assert [one.kind for one in refused] == ([] if same else ["configuration"])
 
 
 @pytest.mark.parametrize("kind", [*OTHER, "hardware"])

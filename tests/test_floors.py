@@ -15,14 +15,13 @@ FLOORS = [
     "dnnbench dnnbench.errors",
     # What knows no storage: figures and how they are written, and what the machine says of itself.
     "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_curves dnnbench.metrics_csv dnnbench.journal"
-    " dnnbench.metrics_ranks dnnbench.ranks dnnbench.secrets dnnbench.outputs dnnbench.config dnnbench.plugins"
-    " dnnbench.probe dnnbench.calm"
-    " dnnbench.provenance dnnbench.packed_names",
+    " dnnbench.metrics_ranks dnnbench.metrics_money dnnbench.ranks dnnbench.secrets dnnbench.outputs dnnbench.config"
+    " dnnbench.plugins dnnbench.probe dnnbench.calm dnnbench.provenance dnnbench.packed_names",
     "dnnbench.storage dnnbench.images",
     "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
-    " dnnbench.sampling dnnbench.ladder dnnbench.knee dnnbench.accelerator",
+    " dnnbench.sampling dnnbench.ranged dnnbench.ladder dnnbench.knee dnnbench.accelerator",
     "dnnbench.notes dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text"
     " dnnbench.baseline dnnbench.ab dnnbench.report dnnbench.report_sections dnnbench.report_curves"
     " dnnbench.report_runs dnnbench.report_charts dnnbench.report_data dnnbench.report_page dnnbench.check dnnbench.run"

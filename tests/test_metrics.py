@@ -338,6 +338,7 @@ KINDS = {
     "listing": lambda: [Round(3, Tally(requests=Counter(LIST=1)), listed_bytes=7, wall_ns=S)],
     "read": lambda: [reading(in_flight=8)],
     "knee": lambda: [reading(in_flight=8, knee={"concurrency": 8})],
+    "ranges": lambda: [reading(in_flight=8, ranges={"size_bytes": 8})],
     "ladder": lambda: [reading(epochs=[epoch()], ladder={"verdict": {}})],
     "accelerator": lambda: [reading(epochs=[epoch()], accelerator={"utilization": 1.0})],
     "loader": lambda: [reading(epochs=[epoch()])],
@@ -354,7 +355,8 @@ ONLY_OF = {
     "batch_latency": {"inference"},
     # Those of the run, not of the measuring.
     "finished_utc": set(), "resumed": set(),
-    "client_bound": {"read", "knee"}, "knee": {"knee"}, "ladder": {"ladder"}, "accelerator": {"accelerator"},
+    "client_bound": {"read", "knee", "ranges"}, "knee": {"knee"}, "ladder": {"ladder"}, "ranges": {"ranges"},
+    "accelerator": {"accelerator"},
 }  # fmt: skip
 
 

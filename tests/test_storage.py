@@ -146,6 +146,133 @@ def test_an_impossible_range_is_refused(place, start, end):
         place[0].read_range("x", start, end)
 
 
+@pytest.mark.parametrize(("range_bytes", "concurrency"), [(7, 40), (4999, 3), (5000, 1), (5001, 2)])
+def test_an_object_in_parallel_ranges_is_the_object(place, range_bytes, concurrency):
+    storage, prefix = place
+    content = os.urandom(5000 if range_bytes > 7 else 100)
+    _fill(storage, prefix, {"large.bin": content})
+    found = storage.read_parallel(f"{prefix}large.bin", len(content), range_bytes, concurrency)
+    assert bytes(found) == content
+    ranges = -(-len(content) // range_bytes)
+    tally = storage.meter.take()
+    assert dict(tally.requests) == {GETS[storage.name]: ranges}
+    # Each range is a read, held against the length that the object has.
+    assert (len(tally.latency_ns), tally.read_bytes, tally.verified) == (ranges, len(content), {"length": ranges})
+    assert min(tally.latency_ns) > 0
+
+
+def test_an_empty_object_in_ranges_is_no_request(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"empty.bin": b""})
+    assert bytes(storage.read_parallel(f"{prefix}empty.bin", 0, 10, 2)) == b""
+    assert not storage.meter.take().requests
+
+
+def test_a_range_without_a_byte_is_refused(place):
+    with pytest.raises(ValueError, match="a byte at least"):
+        place[0].read_parallel("x", 10, 0, 1)
+
+
+@pytest.mark.parametrize("listed_bytes", [99, 101, 150])
+def test_an_object_of_another_length_than_listed_is_corrupt_in_ranges(place, listed_bytes):
+    storage, prefix = place
+    _fill(storage, prefix, {"x.bin": b"x" * 100})
+    if storage.client == "s3torchconnector" and listed_bytes < 100:
+        pytest.skip("it does not tell how long the object is, and each of the ranges is as long as it must be")
+    with pytest.raises(CorruptError, match=r"x\.bin.*list again"):
+        storage.read_parallel(f"{prefix}x.bin", listed_bytes, 40, 2)
+    assert storage.meter.take().errors >= 1
+
+
+def test_a_missing_object_is_named_in_ranges(place):
+    storage, prefix = place
+    _fill(storage, prefix, {"there.bin": b"x"})
+    with pytest.raises(NotFoundError, match=r"gone\.bin"):
+        storage.read_parallel(f"{prefix}gone.bin", 100, 10, 4)
+
+
+def test_fs_a_file_that_is_written_while_it_is_read_in_ranges_is_corrupt(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"a" * 100)
+
+    class Changing(FsStorage):
+        def _read_into(self, key, start, into):
+            if start == 40:
+                path.write_bytes(b"b" * 100)
+                os.utime(path, ns=(1, 1))
+            return super()._read_into(key, start, into)
+
+    with pytest.raises(CorruptError, match="changed while its ranges were read"):
+        Changing().read_parallel(str(path), 100, 10, 1)
+
+
+def test_fs_a_range_that_the_kernel_gives_in_pieces_is_put_together(tmp_path, monkeypatch):
+    content = os.urandom(100)
+    (tmp_path / "x.bin").write_bytes(content)
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda handle, buffers, place: whole(handle, [buffers[0][:7]], place))
+    assert bytes(FsStorage().read_parallel(str(tmp_path / "x.bin"), 100, 40, 2)) == content
+
+
+def _answer(handler):
+    """What a server of one object answers to a ranged request: (start, end, total)."""
+    start, _, last = handler.headers["Range"].removeprefix("bytes=").partition("-")
+    end = min(int(last) + 1, 1000)
+    handler.extra = {
+        "Content-Range": f"bytes {start}-{end - 1}/1000",
+        "ETag": '"one"',
+        "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT",
+    }
+    return int(start), end
+
+
+def _another_object(handler):
+    start, end = _answer(handler)
+    handler.extra["ETag"] = '"one"' if start < 500 else '"two"'
+    return "x" * (end - start)
+
+
+def _another_range(handler):
+    start, end = _answer(handler)
+    handler.extra["Content-Range"] = f"bytes {start + 1}-{end}/1000"
+    return "x" * (end - start)
+
+
+def _grown(handler):
+    start, end = _answer(handler)
+    handler.extra["Content-Range"] = f"bytes {start}-{end - 1}/1001"
+    return "x" * (end - start)
+
+
+def _short(handler):
+    start, end = _answer(handler)
+    handler.extra["Content-Range"] = f"bytes {start}-{end - 2}/1000"
+    return "x" * (end - start - 1)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(206, _another_object), (206, _another_range), (206, _grown), (206, _short), (200, "x" * 1000)],
+    ids=["another object", "another range", "grown", "short", "whole"],
+)
+def test_what_is_no_range_of_the_object_is_corrupt(answering_server, client, status, body):
+    if client == "s3torchconnector" and body in (_another_object, _another_range, _grown):
+        pytest.skip("it tells neither the object's ETag nor its length, and looks at no range's place")
+    credentials = S3Credentials(endpoint=answering_server(status, body), access_key="a", secret_key="s")
+    rules = Requests(back_off_s=0, max_attempts=1)
+    with pytest.raises(CorruptError, match=r"aws \(\w+\): (s3://b/)?k: "):
+        S3Storage("b", credentials, client, rules=rules).read_parallel("k", 1000, 100, 1)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_whole_object_is_not_taken_for_a_range_that_is_longer(answering_server, client):
+    credentials = S3Credentials(endpoint=answering_server(200, "x" * 1000), access_key="a", secret_key="s")
+    rules = Requests(back_off_s=0, max_attempts=1)
+    with pytest.raises(CorruptError, match="does it know ranges"):
+        S3Storage("b", credentials, client, rules=rules).read_range("k", 500, 1600)
+
+
 def test_a_missing_object_is_named_and_counted(place):
     storage, prefix = place
     _fill(storage, prefix, {"there.jpg": b"x"})

@@ -156,12 +156,14 @@ DEFAULT_REQUESTS = Requests()
 class S3Storage(Section):
     """``storage.s3``: one bucket, the data set's sources as prefixes, one or several client libraries.
 
+    ``large_prefix``: what the keys of large objects begin with, which are read in ranges; none of the data set's.
     ``list_ranges``: whether a long prefix is listed in several key ranges at once. ``verify_tls``: whether a server
     must show a certificate that is trusted, or the file (PEM) of those that are.
     """
 
     bucket: str | None = None
     prefix: list[str] = [""]
+    large_prefix: list[str] = []
     client_lib: NonEmptyStr | Names = "boto3"
     list_ranges: bool = True
     requests: Requests = DEFAULT_REQUESTS
@@ -173,6 +175,13 @@ class S3Storage(Section):
     @classmethod
     def _is_one_word(cls, value: str | None) -> str | None:
         return value if not value else _one_word(value)
+
+    @field_validator("large_prefix")
+    @classmethod
+    def _no_part_of_another(cls, value: list[str]) -> list[str]:
+        if any(a != b and a.startswith(b) for a in value for b in value) or len(set(value)) != len(value):
+            raise ValueError("different prefixes, of which none begins as another does")
+        return value
 
     @field_validator("prefix")
     @classmethod
@@ -190,11 +199,12 @@ class S3Storage(Section):
 
 
 class FsStorage(Section):
-    """``storage.fs``: the data set's sources as folders."""
+    """``storage.fs``: the data set's sources as folders; ``large_dir``: files, and folders of files, read in ranges."""
 
     data_dir: list[Annotated[str, Field(min_length=1), AfterValidator(_can_be_path)]] = []
+    large_dir: list[Annotated[str, Field(min_length=1), AfterValidator(_can_be_path)]] = []
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "large_dir")
     @classmethod
     def _different(cls, value: list[str]) -> list[str]:
         if len({os.path.normpath(folder) for folder in value}) != len(value):
@@ -278,6 +288,17 @@ class Steps(Section):
     metrics: bool = True
 
 
+class Ranges(Section):
+    """``execution.ranges``: large objects are read in ranges of ``size_bytes``, ``concurrency`` of them at a time.
+
+    ``max_bytes``: no more than so much is read in a round.
+    """
+
+    size_bytes: PositiveInt = 8 * 1024 * 1024
+    concurrency: PositiveInt = 8
+    max_bytes: PositiveInt = 1024 * 1024 * 1024
+
+
 class Execution(Section):
     """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring.
 
@@ -294,6 +315,7 @@ class Execution(Section):
     ranks: PositiveInt | None = None
     rank_timeout_s: Annotated[float, Field(ge=3, le=3600, allow_inf_nan=False)] = 15.0
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    ranges: Ranges = Ranges()
 
 
 class DataLoader(Section):
@@ -381,6 +403,25 @@ class Metrics(Section):
     path: PathStr | None = None
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Prices(Section):
+    """``prices``: what a provider asks, in ``currency``; GB are of 1024³ bytes, as they are billed.
+
+    ``get_per_1000``: GET, HEAD and all that is not named elsewhere; ``put_list_per_1000``: PUT, COPY, POST and LIST;
+    ``transfer_per_gb``: data that leaves the storage. No figure but costs depends on them, so `Config.hash` does not.
+    """
+
+    currency: NonEmptyStr = "USD"
+    get_per_1000: Price = 0.0004
+    put_list_per_1000: Price = 0.005
+    transfer_per_gb: Price = 0.0
+    storage_per_gb_month: Price = 0.023
+    date: NonEmptyStr = "2026-06"
+    source: NonEmptyStr = "AWS S3 Standard, us-east-1, list prices, read in that region"
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -392,14 +433,15 @@ class Config(Section):
     training: Training = Training()
     device: Literal["cpu", "gpu", "cuda"] = "cpu"
     metrics: Metrics = Metrics()
+    prices: Prices = Prices()
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as JSON types, in the file's spelling, secrets masked."""
         return self.model_dump(mode="json", by_alias=True)
 
     def hash(self) -> str:
-        """A SHA-256 over the resolved configuration (16 hex digits); secrets do not enter into it."""
-        text = json.dumps(self.resolved(), sort_keys=True)
+        """A SHA-256 over the resolved configuration (16 hex digits); secrets and prices do not enter into it."""
+        text = json.dumps({key: value for key, value in self.resolved().items() if key != "prices"}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_storage(self, **parts: Any) -> Config:
@@ -409,6 +451,10 @@ class Config(Section):
     def data_dirs(self) -> list[Path]:
         """``storage.fs.data_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
         return [_at_home("storage.fs.data_dir", folder) for folder in self.storage.fs.data_dir]
+
+    def large_dirs(self) -> list[Path]:
+        """``storage.fs.large_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""
+        return [_at_home("storage.fs.large_dir", path) for path in self.storage.fs.large_dir]
 
     def save_dir(self) -> Path | None:
         """``model.save_dir`` with ``~`` expanded. Raises `ConfigError` for a user that is not known."""

@@ -156,9 +156,8 @@ class IterableBatches(Shipped, IterableDataset[Envelope]):
         if not self.armed.item():
             return
         info, samples = get_worker_info(), iter(self.sequential)
-        for size in (
-            self.sequential.batch_sizes(info.id, info.num_workers) if info else self.sequential.batch_sizes(0, 1)
-        ):
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for size in self.sequential.batch_sizes(worker, workers):
             yield _pack(self.dataset, partial(itertools.islice, samples, size))
 
 

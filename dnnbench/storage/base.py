@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from dnnbench.metrics import Tally
 from dnnbench.storage.errors import CorruptError, MisconfiguredError, StorageError
 from dnnbench.storage.in_flight import Readers, Stream
 from dnnbench.storage.merge import merged
+from dnnbench.storage.ranges import RangedReads
 
 # As many as S3 tells at once.
 PAGE_ENTRIES = 1000
@@ -112,7 +113,7 @@ class Meter:
         return tally
 
 
-class Storage(ABC):
+class Storage(RangedReads):
     """A place that holds objects. Pickles; builds its client once per process; safe for threads.
 
     ``name`` is ``fs``, ``aws`` or ``dss``; ``client`` is the client library. Every method raises
@@ -210,23 +211,6 @@ class Storage(ABC):
         data = self.fetch(key, size_bytes, sha256)
         return data if isinstance(data, bytes) else bytes(data)
 
-    def read_range(self, key: str, start: int, end: int) -> bytes:
-        """The bytes from ``start`` up to but without ``end``; its latency is recorded.
-
-        A range that goes past the object's end yields what is there; an empty range (``start ==
-        end``) yields ``b""`` without a request; ``start`` past the end yields ``b""``.
-        Raises `ValueError` for a negative ``start`` or ``end < start``.
-        """
-        if start < 0 or end < start:
-            raise ValueError(f"a range needs 0 <= start <= end (found {start}, {end})")
-        if start == end:
-            return b""
-        self._counting_errors(self.open)
-        start_ns = self.clock_ns()
-        data = self._counting_errors(self._read_range, key, start, end)
-        self.meter.read_done(self.clock_ns() - start_ns, len(data), "nothing")
-        return bytes(data)
-
     def read_many(self, items: Iterable[Item], concurrency: int, in_order: bool = False) -> Iterator[tuple[int, Any]]:
         """Reads items with ``concurrency`` reads in flight; yields (position, bytes-like content).
 
@@ -235,27 +219,33 @@ class Storage(ABC):
         """
         return self.in_flight(lambda item: self.fetch(*item), items, concurrency, in_order)
 
-    def warm(self, items: Sequence[Item], concurrency: int) -> None:
+    def warm(
+        self, items: Sequence[tuple[Any, ...]], concurrency: int, call: Callable[..., object] | None = None
+    ) -> None:
         """Starts the threads and makes the connections that ``concurrency`` reads of the items at a time will use.
 
-        Each of them reads one item, all at the same time.
+        Each of them reads one item, all at the same time, by `fetch` or by another ``call``.
         """
-        items = items[:concurrency]
+        call, items = call or self.fetch, items[:concurrency]
         together = threading.Barrier(max(len(items), 1))
 
-        def fetch(item: Item) -> None:
+        def fetch(item: tuple[Any, ...]) -> None:
             # Nobody waits for ever where the others were never begun.
             with contextlib.suppress(threading.BrokenBarrierError):
                 together.wait(5)
-            self.fetch(*item)
+            call(*item)
 
         for _ in self.in_flight(fetch, items, concurrency):
             pass
 
     def fetch_each(self, items: Iterable[Item], concurrency: int) -> None:
         """Reads items with ``concurrency`` reads in flight, and drops what was read."""
+        self.each(lambda item: self.fetch(*item), items, concurrency)
+
+    def each(self, call: Callable[[Any], object], items: Iterable[Any], concurrency: int) -> None:
+        """As `fetch_each`, for any call that reads from this storage."""
         self._counting_errors(self.open)
-        self._readers.each(lambda item: self.fetch(*item), items, concurrency)
+        self._readers.each(call, items, concurrency)
 
     def in_flight(
         self, call: Callable[[Any], Any], items: Iterable[Any], concurrency: int, in_order: bool = False
@@ -285,7 +275,7 @@ class Storage(ABC):
 
     # -- what a backend implements ---------------------------------------------------------------
 
-    def _open(self) -> None:  # noqa: B027 (a file system has nothing to build)
+    def _open(self) -> None:
         """Builds every client that a read may need."""
 
     @abstractmethod
@@ -312,9 +302,6 @@ class Storage(ABC):
     def _read_verified(self, key: str, size_bytes: int | None) -> Any:
         """As `_read`, the content held against the checksum that the server has of it."""
         raise MisconfiguredError(self.label, key, no_checksum(f"no manifest, and {self.client} verifies no server's"))
-
-    @abstractmethod
-    def _read_range(self, key: str, start: int, end: int) -> Any: ...
 
     @abstractmethod
     def _write(self, key: str, data: bytes) -> None: ...

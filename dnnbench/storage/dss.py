@@ -21,6 +21,7 @@ from dnnbench.storage.dss_placement import place
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
 from dnnbench.storage.key_ranges import list_in_ranges
 from dnnbench.storage.merge import merged
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3 import EndpointStorage, client_class, listers
 
 DISCOVERY_BUCKET = "dss"
@@ -180,7 +181,7 @@ class DssStorage(EndpointStorage):
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.get_verified(cluster.bucket, key, size_bytes))
 
-    def _read_range(self, key: str, start: int, end: int) -> Any:
+    def _read_range(self, key: str, start: int, end: int) -> Part:
         cluster, endpoints = self.locate(key)
         return self._ask(endpoints, lambda client: client.get_range(cluster.bucket, key, start, end))
 

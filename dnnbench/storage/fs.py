@@ -16,6 +16,7 @@ from typing import Any
 
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import DeniedError, MisconfiguredError, NotFoundError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 
 # Opening a pipe waits for its other end, unless it is told not to; regular files know no difference.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -98,20 +99,36 @@ class FsStorage(Storage):
 
     def _file_bytes(self, key: str, handle: int) -> int:
         """The length of an open file. Raises `NotFoundError` for what is none."""
+        return self._regular(key, handle).st_size
+
+    def _regular(self, key: str, handle: int) -> os.stat_result:
         info = os.fstat(handle)
         if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(key)
         if not stat.S_ISREG(info.st_mode):
             raise NotFoundError(self.label, key, "is no regular file")
-        return info.st_size
+        return info
 
-    def _read_range(self, key: str, start: int, end: int) -> bytes:
+    def _read_range(self, key: str, start: int, end: int) -> Part:
+        with self._ranged(key) as (handle, part):
+            return part._replace(data=_read_at(handle, start, end - start))
+
+    def _read_into(self, key: str, start: int, into: memoryview) -> Part:
+        filled = 0
+        with self._ranged(key) as (handle, part):
+            while filled < len(into) and (count := os.preadv(handle, [into[filled:]], start + filled)):
+                filled += count
+            return part._replace(data=into[:filled])
+
+    @contextmanager
+    def _ranged(self, key: str) -> Iterator[tuple[int, Part]]:
+        """(the file, opened; a part of it without content), to read one range."""
         with self._errors(key):
             handle = os.open(key, OPEN_FLAGS)
             try:
-                self.meter.request("READ")
-                self._file_bytes(key, handle)
-                return _read_at(handle, start, end - start)
+                self._meter.request("READ")
+                info = self._regular(key, handle)
+                yield handle, Part(b"", info.st_size, f"{info.st_dev}-{info.st_ino}-{info.st_mtime_ns}")
             finally:
                 os.close(handle)
 

@@ -10,6 +10,7 @@ from typing import Any
 from dnnbench.outputs import goes_with
 from dnnbench.storage.base import Entry, Item, Storage
 from dnnbench.storage.errors import MisconfiguredError, NotFoundError
+from dnnbench.storage.ranges import Part
 
 
 class HeldStorage(Storage):
@@ -53,8 +54,8 @@ class HeldStorage(Storage):
         # It was, when it was read to be held.
         return self._read(key, size_bytes)
 
-    def _read_range(self, key: str, start: int, end: int) -> Any:
-        return self._read(key, None)[start:end]
+    def _read_range(self, key: str, start: int, end: int) -> Part:
+        return Part(self._read(key, None)[start:end])
 
     def _write(self, key: str, data: bytes) -> None:
         raise MisconfiguredError(self.label, key, "what is held in memory is read-only")

@@ -66,3 +66,18 @@ def sources_of(config: Config, name: str) -> list[str]:
                 f"storage.fs.data_dir[{i}]: {folder}: is the same folder as {folders[real.index(real[i])]}"
             )
     return [f"{folder}/" for folder in folders]
+
+
+def large_places(config: Config, name: str) -> list[str]:
+    """Where objects lie that are read in ranges, as `Storage.list` takes it: S3 prefixes as they are configured.
+
+    Of a file system folders, which end in "/", and files. Raises `ConfigError`.
+    """
+    if name != "fs":
+        return list(config.storage.s3.large_prefix)
+    places = []
+    for i, path in enumerate(config.large_dirs()):
+        if not path.exists():
+            raise ConfigError(f"storage.fs.large_dir[{i}]: {path}: there is no such folder or file")
+        places.append(f"{path}/" if path.is_dir() else str(path))
+    return places

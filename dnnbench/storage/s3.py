@@ -18,6 +18,7 @@ from dnnbench.storage.attempts import Attempts
 from dnnbench.storage.base import Entry, Storage
 from dnnbench.storage.errors import CorruptError, TransientError, UnreachableError
 from dnnbench.storage.key_ranges import list_in_ranges
+from dnnbench.storage.ranges import Part
 
 # A client library's name -> the file that imports it, and its class there.
 CLIENTS = {
@@ -59,7 +60,7 @@ class S3Client(Protocol):
     def size(self, bucket: str, key: str) -> int: ...
     def get(self, bucket: str, key: str, size_bytes: int | None = None) -> Any: ...
     def get_verified(self, bucket: str, key: str, size_bytes: int | None = None) -> Any: ...
-    def get_range(self, bucket: str, key: str, start: int, end: int) -> Any: ...
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> Part: ...
     def put(self, bucket: str, key: str, data: bytes) -> None: ...
     def close(self) -> None: ...
     @staticmethod
@@ -301,7 +302,7 @@ class S3Storage(EndpointStorage):
     def _read_verified(self, key: str, size_bytes: int | None) -> Any:
         return self._ask(self._endpoints, lambda client: client.get_verified(self.bucket, key, size_bytes))
 
-    def _read_range(self, key: str, start: int, end: int) -> Any:
+    def _read_range(self, key: str, start: int, end: int) -> Part:
         return self._ask(self._endpoints, lambda client: client.get_range(self.bucket, key, start, end))
 
     def _write(self, key: str, data: bytes) -> None:

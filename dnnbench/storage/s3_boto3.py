@@ -6,6 +6,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,9 +39,13 @@ from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter, no_checksum
 from dnnbench.storage.errors import CorruptError, DeniedError, MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 
 # Of idle ones that are kept: with fewer than there are reads in flight, some reads would pay for connecting.
 MAX_CONNECTIONS = 1024
+# How a part of an object is answered, and what is said of it: "bytes 0-99/1000".
+PARTIAL = 206
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)$")
 # What these say of each request holds keys, tokens and signatures.
 for _name in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_name).setLevel(logging.INFO)
@@ -131,18 +136,27 @@ class Boto3Client:
         with self._errors(f"s3://{bucket}/{key}"):
             return self._get(bucket, key, ChecksumMode="ENABLED")
 
-    def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
-        """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> Part:
+        """The bytes from ``start`` up to but without ``end``; none where that is past the end of the object."""
         with self._errors(f"s3://{bucket}/{key}"):
             try:
-                return self._get(bucket, key, Range=f"bytes={start}-{end - 1}")
+                response = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
             except ClientError as exc:
                 if exc.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
-                    return b""
+                    return Part(b"")
                 raise
+            told = _CONTENT_RANGE.match(response.get("ContentRange", ""))
+            if response["ResponseMetadata"]["HTTPStatusCode"] != PARTIAL or (told and int(told[1]) != start):
+                response["Body"].close()
+                what = response.get("ContentRange", "the whole object")
+                raise s3_errors.not_the_range(self._label, f"s3://{bucket}/{key}", what)
+            total_bytes = int(told[2]) if told and told[2] != "*" else None
+            return Part(self._content(bucket, key, response), total_bytes, response.get("ETag"))
 
     def _get(self, bucket: str, key: str, **options: Any) -> bytes:
-        response = self._client.get_object(Bucket=bucket, Key=key, **options)
+        return self._content(bucket, key, self._client.get_object(Bucket=bucket, Key=key, **options), **options)
+
+    def _content(self, bucket: str, key: str, response: dict[str, Any], **options: Any) -> bytes:
         # Not `with response["Body"]`: that gives the stream below botocore's, without its checks and errors.
         with closing(response["Body"]) as body:
             self._check_headers(f"s3://{bucket}/{key}", response)

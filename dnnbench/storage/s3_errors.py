@@ -110,6 +110,11 @@ def no_page(label: str, key: str, endpoint: str | None) -> TransientError:
     return error
 
 
+def not_the_range(label: str, key: str, what: str) -> CorruptError:
+    """A ranged request was answered with something else, such as the whole object."""
+    return CorruptError(label, key, f"the server was asked for a range and sent {what}; does it know ranges?")
+
+
 def redirected(label: str, key: str, status: str) -> MisconfiguredError:
     """What is asked for is said to be elsewhere."""
     problem = f"the server redirects to another place ({status}); check the endpoint and region_name"

@@ -21,6 +21,7 @@ from dnnbench.config import DEFAULT_REQUESTS, Requests, S3Credentials
 from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.errors import MisconfiguredError, StorageError
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 
 # The most keys that an answer to a listing holds; obstore does not tell of single answers.
@@ -32,6 +33,10 @@ _INVALID_PATH = "Encountered object with invalid path"
 _NAMELESS = "an empty part, one of dots, or a control character is in it); use the client boto3"
 _REDIRECTED = re.compile(r" - Received redirect |\bkind: Redirect\b")
 _UNTRUSTED = re.compile(r"\bInvalidCertificate\(\s*(\w+)")
+# What it says where it asked for a range and got the whole object, or another range.
+_NOT_THE_RANGE = re.compile(
+    r"non-partial response when range requested|Requested [\d.-]+, got [\d.-]+|Content-?Range", re.I
+)
 _FORKED = threading.Event()
 
 
@@ -116,12 +121,19 @@ class ObstoreClient(UncountedClient):
         except self.library_errors as exc:
             raise self._error_of(f"s3://{bucket}/{key}", exc) from exc
 
-    def get_range(self, bucket: str, key: str, start: int, end: int) -> Any:
-        """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> Part:
+        """The bytes from ``start`` up to but without ``end``; none where that is past the end of the object."""
+
+        def ranged(store: S3Store) -> Part:
+            # Not `obstore.get_range`, which does not tell of which object it is.
+            answer = obstore.get(store, key, options={"range": (start, end)})
+            return Part(answer.bytes(), answer.meta["size"], answer.meta["e_tag"])
+
         try:
-            return self._ask_for("GET", bucket, key, lambda store: obstore.get_range(store, key, start=start, end=end))
+            part: Part = self._ask_for("GET", bucket, key, ranged)
         except PastTheEndError:
-            return b""
+            return Part(b"")
+        return part
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self._ask_for("PUT", bucket, key, lambda store: obstore.put(store, key, data, use_multipart=False))
@@ -179,18 +191,16 @@ class ObstoreClient(UncountedClient):
             return s3_errors.unreachable(self._label, key, self.endpoint, kind)
         if kind:
             return s3_errors.broken_off(self._label, key, self.endpoint, kind)
-        return MisconfiguredError(self._label, key, f"obstore: {_first_line(text)}")
+        # What follows is Rust's view of the error.
+        first_line = text.partition("\n")[0]
+        other = _NOT_THE_RANGE.search(text) and s3_errors.not_the_range(self._label, key, "something else")
+        return other or MisconfiguredError(self._label, key, f"obstore: {first_line}")
 
 
 def _boto3_client(*args: Any) -> Any:
     from dnnbench.storage.s3_boto3 import Boto3Client
 
     return Boto3Client(*args)
-
-
-def _first_line(text: str) -> str:
-    # What follows is Rust's view of the error.
-    return text.partition("\n")[0]
 
 
 def _store_options(credentials: S3Credentials, label: str, rules: Requests, verify_tls: bool | str) -> dict[str, Any]:

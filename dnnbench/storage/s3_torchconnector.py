@@ -16,6 +16,7 @@ from dnnbench.storage import s3_errors
 from dnnbench.storage.base import Entry, Meter
 from dnnbench.storage.crt import LOG, environment
 from dnnbench.storage.errors import MisconfiguredError, StorageError, TransientError
+from dnnbench.storage.ranges import Part
 from dnnbench.storage.s3_errors import PastTheEndError, UncountedClient
 
 with LOG.kept():
@@ -41,6 +42,8 @@ _IN_WORDS = {
 }
 # Every write is a multipart upload, and Ceph 16 ends one with an empty ETag.
 _NO_ETAG = 'Header "ETag" not found'
+# What it says where it asked for a range and got the whole object, or another range.
+_NOT_THE_RANGE = re.compile(r"CONTENT_RANGE_HEADER|DEST_COPY_TOO_SMALL|wrong offset")
 _PROFILE = "dnnbench"
 # Where the library looks for trusted certificates, which may be another place than Python's.
 _SYSTEMS_CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
@@ -123,17 +126,20 @@ class TorchConnectorClient(UncountedClient):
             self._meter.request("GET", -(-len(data) // PART_BYTES) - 1)
         return data
 
-    def get_range(self, bucket: str, key: str, start: int, end: int) -> bytes:
-        """The bytes from ``start`` up to but without ``end``; b"" where that is past the end of the object."""
+    def get_range(self, bucket: str, key: str, start: int, end: int) -> Part:
+        """The bytes from ``start`` up to but without ``end``; none where that is past the end of the object.
+
+        The library tells neither the object's length nor its ETag.
+        """
         requests = -(-(end - start) // PART_BYTES)
 
         def ranged() -> bytes:
             return b"".join(self._client._get_object_stream(bucket, key, start, end))
 
         try:
-            return bytes(self._ask("GET", bucket, key, ranged, requests))
+            return Part(self._ask("GET", bucket, key, ranged, requests))
         except PastTheEndError:
-            return b""
+            return Part(b"")
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         def whole() -> None:
@@ -180,6 +186,8 @@ class TorchConnectorClient(UncountedClient):
         if answer or (status and status[1] != "0"):
             number, code = answer or (int(status[1] if status else 0), s3_errors.code_in(text))
             return s3_errors.from_answer(self._label, key, number, code, listing)
+        if _NOT_THE_RANGE.search(text):
+            return s3_errors.not_the_range(self._label, key, "something else")
         if crt and crt[0].endswith("_CLOSED"):
             return s3_errors.broken_off(self._label, key, self.endpoint, crt[0])
         if crt and crt[0].startswith("AWS_IO_"):
