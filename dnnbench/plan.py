@@ -25,6 +25,7 @@ GETS_PER_PREFIX = 5500.0
 # Of Ethernet's bits, with frames of 1,500 bytes, TCP's payload: 1,448 of 1,538 bytes.
 PAYLOAD_SHARE = 1448 / 1538
 RANKS = (1, 2, 4, 8)
+RUNGS = ("one reader", "loader", "more")
 READ_VERBS = ("GET", "READ")
 # A median that is so far below the 99th percentile stands for few of the reads.
 LONG_TAIL = 5
@@ -214,7 +215,9 @@ def measured_of(benchmark: Benchmark, result: Result) -> Measured:
             f"{name}: has no loader_cpu_s_per_sample: an earlier version measured it; measure again, with -k ladder"
         )
     try:
-        reads = {rung: Reads(**figures) for rung, figures in ladder["reads"].items()}
+        reads = {rung: Reads(**ladder["reads"][rung]) for rung in RUNGS}
+        if min(ladder["loader_per_s"], *(one.objects_per_s for one in reads.values())) <= 0:
+            raise ValueError("a rate is 0")
         requests = sum(record["requests"].get(verb, 0) for verb in READ_VERBS)
         gets_per_sample = requests / record["samples"]
         server_cpu_s = _server_cpu_s(record, reads) * gets_per_sample
