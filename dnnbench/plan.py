@@ -19,8 +19,8 @@ from dnnbench.notes import EMBEDDED
 from dnnbench.plan_model import Measured, Prediction, predict, readers_for
 from dnnbench.results import Benchmark, Result
 
-# "At least 5,500 GET/HEAD requests per second per partitioned prefix": Amazon S3 User Guide, "Best practices design
-# patterns: optimizing Amazon S3 performance"; announced on 17 July 2018, and the same in August 2026.
+# Of a partitioned prefix of S3, at least: announced by AWS on 17 July 2018, and in the S3 User Guide under "optimizing
+# Amazon S3 performance".
 GETS_PER_PREFIX = 5500.0
 # Of Ethernet's bits, with frames of 1,500 bytes, TCP's payload: 1,448 of 1,538 bytes.
 PAYLOAD_SHARE = 1448 / 1538
