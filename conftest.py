@@ -3,6 +3,7 @@
 pytest_plugins = [
     "fixtures.session",
     "fixtures.options",
+    "fixtures.ranks",
     "fixtures.axes",
     "fixtures.journal",
     "fixtures.storages",

@@ -7,7 +7,7 @@ from typing import Any
 
 from dnnbench.metrics import Round
 from dnnbench.plugins import load_class
-from dnnbench.sampling import ShareTraining, in_flight_of, loader_pass, ready_cache, share_of_catalog
+from dnnbench.sampling import ShareTraining, in_flight_of, loader_pass, ready_cache
 
 # MLPerf Storage asks for as much of image classification.
 TARGET = 0.9
@@ -24,12 +24,15 @@ class FastestAccelerator(ShareTraining):
     def prepare(self, number: int) -> None:
         self._trials: list[dict[str, Any]] = []
         in_flight = in_flight_of(self._config, self._framework)[1]
-        self.catalog, _ = share_of_catalog(self.storage, self.catalog, self._config, in_flight)
+        self._take_share(in_flight)
         self.loader = self._make_loader(self.storage)
         self.total = self.loader.expected_samples
         self.loader.start_workers()
+        self._ranks.sync(f"{self.what}: a loader")
         epoch, _ = loader_pass(self.loader, self.storage, self.catalog, self._config)
-        self.trainer = self._make_trainer(self._search(epoch.wall_ns / 1e6 / len(self.loader)))
+        # Of several ranks each has an accelerator, and all of them are as busy as the one that waits most.
+        slowest_ms = max(self._ranks.all_gather(epoch.wall_ns / 1e6 / len(self.loader)))
+        self.trainer = self._make_trainer(self._search(slowest_ms))
         super().prepare(number)
 
     def account(self) -> Round:
@@ -72,9 +75,11 @@ class FastestAccelerator(ShareTraining):
         trainer = self._make_trainer(batch_ms)
         ready_cache(self.storage, self.catalog, self._config)
         trainer.warm_up()
+        self._ranks.sync(f"{self.what}: a trial")
         self.loader.take_epochs()
         trainer.train()
-        told = trainer.accelerator(self.loader.take_epochs())
+        of_ranks = self._ranks.all_gather(trainer.accelerator(self.loader.take_epochs()))
+        told = min(of_ranks, key=lambda one: float(one["utilization"]))
         self._trials.append({key: told[key] for key in ("batch_compute_ms", "utilization", "warm_up_steps")})
         return float(told["utilization"])
 

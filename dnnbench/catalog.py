@@ -214,6 +214,21 @@ class Catalog:
         of_samples: npt.NDArray[Any] = table[self._group_numbers]
         return of_samples
 
+    def state(self) -> tuple[Any, ...]:
+        """All of it as plain values and arrays, for processes that share no files with this one; see `of_state`."""
+        columns = [np.asarray(column) for column in self._columns()]
+        return self.groups, self.label_names, self.verify, dict(self.left_out), columns
+
+    @classmethod
+    def of_state(cls, state: tuple[Any, ...]) -> Catalog:
+        """The catalog that has this `state`."""
+        catalog = cls.__new__(cls)
+        catalog.groups, catalog.label_names, catalog.verify, left_out, columns = state
+        catalog.left_out = Counter(left_out)
+        catalog._hash, catalog._spilled = None, None
+        catalog._hold(columns)
+        return catalog
+
     # A pickled catalog is the path of a file that every process maps: one copy for all of them.
     def __reduce__(self) -> tuple[Any, ...]:
         path = self._spill()

@@ -38,6 +38,8 @@ class Reads:
     # Shares of one processor's time: our own, and that of all processes together.
     own_cores: float
     all_cores: float
+    # Those that read: one, or the ranks.
+    processes: int = 1
 
     def client_bound(self, cores: int, one_core: bool) -> bool:
         """Whether the client's own processor time limits these reads; see `metrics.client_bound`."""
@@ -49,6 +51,7 @@ class Reads:
             all_cores=self.all_cores,
             cores=cores,
             one_core=one_core,
+            processes=self.processes,
         )
 
 
@@ -80,6 +83,7 @@ class Setup:
 
     framework: str
     client: str
+    # Of all ranks together.
     workers: int
     concurrent: bool
     reduced: bool
@@ -87,6 +91,7 @@ class Setup:
     batch_bound: bool = False
     # Workers end with each epoch.
     workers_end: bool = False
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,13 @@ class Verdict:
             lifted = f"without it {self.next_limit} would ({alone})"
         return f"{self.limit} limits, at {self.samples_per_s:,.0f} samples/s; {lifted}; try first: {self.try_first}"
 
+    @property
+    def side(self) -> str:
+        """Whether the ``storage`` limits, with the way to it, or the ``clients``."""
+        return "storage" if self.limit in (LATENCY, BANDWIDTH) else "clients"
+
     def record(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"sentence": self.sentence()}
+        return dataclasses.asdict(self) | {"side": self.side, "sentence": self.sentence()}
 
 
 def diagnose(rungs: Rungs, setup: Setup) -> Verdict:
@@ -154,7 +164,9 @@ def _rate_without(layer: str, parts_s: Mapping[str, float], rungs: Rungs) -> flo
         return rungs.memory_per_s
     left_s = 1 / rungs.loader_per_s - parts_s[layer]
     # No faster than the loader's reads alone: where a layer takes nearly all of the time, what is left is noise.
-    reads_per_s = rungs.reads["loader"].objects_per_s * (rungs.cores if rungs.one_core_client else 1)
+    as_loader = rungs.reads["loader"]
+    used = min(as_loader.processes, rungs.cores)
+    reads_per_s = as_loader.objects_per_s * (rungs.cores / used if rungs.one_core_client else 1)
     return min(1 / left_s, reads_per_s) if left_s > 0 else reads_per_s
 
 
@@ -177,7 +189,9 @@ def _storage_limit(rungs: Rungs) -> str:
 def _try_first(limit: str, setup: Setup, rungs: Rungs) -> str:
     torch = setup.framework == "torch"
     section = "framework.PyTorch" if torch else "framework.TensorFlow"
-    more_workers = f"{section}.DataLoader.num_workers={rungs.cores}" if torch and setup.workers < rungs.cores else None
+    more_workers = None
+    if torch and setup.workers < rungs.cores:
+        more_workers = f"{section}.DataLoader.num_workers={-(-rungs.cores // setup.ranks)}"
     higher = f"a higher {section}.concurrency"
     if setup.batch_bound:
         higher = "a larger framework.batch_size (no more than two batches are in flight), or more num_workers"

@@ -92,6 +92,8 @@ class EpochFigures:
     batches: int = 0
     waits_ns: Sequence[int] = ()
     computes_ns: Sequence[int] = ()
+    # On the clock of the process that it ran in.
+    start_ns: int = 0
 
     def record(self, number: int) -> dict[str, Any]:
         record = {
@@ -111,6 +113,24 @@ class EpochFigures:
             "course": course(self.batches, self.waits_ns, self.computes_ns) if self.batches else None,
         }
         return {key: value for key, value in record.items() if value is not None}
+
+
+@dataclass
+class RankFigures:
+    """One rank's part of a round. ``start_ns`` and ``end_ns`` are on the first rank's clock, ``clock_error_ns`` right.
+
+    ``epochs_ns`` are the starts and ends of its epochs on that clock.
+    """
+
+    rank: int
+    host: str
+    objects: int
+    tally: Tally
+    start_ns: int
+    end_ns: int
+    clock_error_ns: int
+    wait_ns: int = 0
+    epochs_ns: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -146,6 +166,10 @@ class Round:
     accelerator: dict[str, Any] | None = None
     # Where more in flight brought no more, and the way there.
     knee: dict[str, Any] | None = None
+    # Of each pass over the catalog, the samples that came; only until the ranks' rounds are one.
+    indices: list[Any] = field(default_factory=list)
+    # What each rank did, where there are several (`dnnbench.metrics_ranks`).
+    ranks: list[RankFigures] = field(default_factory=list)
     # Known to the one who keeps the clock:
     wall_ns: int = 0
     process_cpu_ns: int = 0
@@ -204,16 +228,17 @@ def client_bound(
     all_cores: float,
     cores: int,
     one_core: bool,
+    processes: int = 1,
 ) -> bool:
     """Whether the client's own processor time limits reads, so that their rate says nothing about the storage.
 
-    ``own_cores`` and ``all_cores`` are the processor seconds per second of this process and of all, of ``cores``;
-    ``one_core``: the client can use no more than one.
+    ``own_cores`` and ``all_cores`` are the processor seconds per second of the ``processes`` that read and of all, of
+    ``cores``; ``one_core``: the client can use no more than one in a process.
     """
     # One at a time, a read waits for the storage or works.
-    if in_flight == 1 and cpu_s_per_object * 1e3 >= CLIENT_SHARE * latency_p50_ms:
+    if in_flight == processes and cpu_s_per_object * 1e3 >= CLIENT_SHARE * latency_p50_ms:
         return True
-    if own_cores >= BUSY_SHARE * (1 if one_core else cores):
+    if own_cores >= BUSY_SHARE * (min(processes, cores) if one_core else cores):
         return True
     # Where a server has the rest of this machine's processors, the client gets no more of them.
     return all_cores >= (1 + BUSY_SHARE) / 2 * cores and own_cores >= CLIENT_SHARE * all_cores
@@ -289,7 +314,7 @@ def record(
         )
     epochs = [epoch for one in rounds for epoch in one.epochs]
     if epochs:
-        figures.update(_loader_record(epochs, wall_ns))
+        figures.update(_loader_record(epochs, wall_ns, len(rounds[0].ranks) or 1))
         figures["worker_start_s"] = worker_start_s
     for name in ("ladder", "accelerator", "knee"):
         told = [getattr(one, name) for one in rounds if getattr(one, name) is not None]
@@ -310,6 +335,7 @@ def _client_bound(reads: Round, figures: Mapping[str, Any], own_cores: float, al
         all_cores=all_cores,
         cores=figures["cores"],
         one_core=reads.one_core,
+        processes=len(reads.ranks) or 1,
     )
 
 
@@ -351,7 +377,7 @@ def _first_and_later(rounds: Sequence[Round]) -> dict[str, Any]:
     return {**told, "server_cache": cached}
 
 
-def _loader_record(epochs: Sequence[EpochFigures], wall_ns: int) -> dict[str, Any]:
+def _loader_record(epochs: Sequence[EpochFigures], wall_ns: int, ranks: int) -> dict[str, Any]:
     wait_ns = sum(epoch.wait_ns for epoch in epochs)
     samples = sum(epoch.samples for epoch in epochs)
     last = epochs[-1]
@@ -362,7 +388,7 @@ def _loader_record(epochs: Sequence[EpochFigures], wall_ns: int) -> dict[str, An
         "first_step_s": epochs[0].first_step_ns / NS,
         "waiting_s": wait_ns / NS,
         "computing_s": sum(epoch.compute_ns for epoch in epochs) / NS,
-        "waiting_share": wait_ns / wall_ns,
+        "waiting_share": wait_ns / (wall_ns * ranks),
         "epochs": [epoch.record(i + 1) for i, epoch in enumerate(epochs)],
         "loss": last.loss,
         "accuracy": last.accuracy,

@@ -206,8 +206,6 @@ def measured_of(benchmark: Benchmark, result: Result) -> Measured:
             f"{name}: was measured on the mock server moto, which says nothing about a storage; measure your own with "
             "--dnn-config FILE, or Ceph with --dnn-server ceph"
         )
-    if record.get("ranks", 1) not in (1, [1], "1"):
-        raise PlanError(f"{name}: is of several ranks, and the model is of one; measure a ladder without torchrun")
     ladder = record["ladder"]
     cpu_s = ladder.get("loader_cpu_s_per_sample")
     if not cpu_s:
@@ -218,6 +216,8 @@ def measured_of(benchmark: Benchmark, result: Result) -> Measured:
         reads = {rung: Reads(**ladder["reads"][rung]) for rung in RUNGS}
         if min(ladder["loader_per_s"], *(one.objects_per_s for one in reads.values())) <= 0:
             raise ValueError("a rate is 0")
+        if max(one.processes for one in reads.values()) > 1:
+            raise PlanError(f"{name}: is of several ranks, and the model is of one; measure a ladder without torchrun")
         requests = sum(record["requests"].get(verb, 0) for verb in READ_VERBS)
         gets_per_sample = requests / record["samples"]
         server_cpu_s = _server_cpu_s(record, reads) * gets_per_sample

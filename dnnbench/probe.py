@@ -19,14 +19,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def descendants() -> list[int]:
-    """The living processes that descend from this one.
+def descendants(root: int | None = None) -> list[int]:
+    """The living processes that descend from this one, or from ``root``.
 
     Asked of the kernel process by process: psutil looks at every process of the machine, and takes
     the interpreter from the benchmark the longer, the more there are.
     """
     found: list[int] = []
-    pending = [os.getpid()]
+    pending = [os.getpid() if root is None else root]
     while pending:
         children = _children(pending.pop())
         found += children
@@ -117,7 +117,8 @@ def own_cpu_ns() -> int:
 class OtherWork:
     """Processor time that processes which are not ours took from the cores that this one may use.
 
-    Ours are this process and everything that descends from it, local servers included. Others are
+    Ours are this process and everything that descends from it, local servers included; of ranks, all that their
+    launcher started on this host. Others are
     what the kernel counts as user, system or stolen time beyond that; interrupts are left out,
     since our own network traffic causes them too. The kernel counts in ticks of about 10 ms.
     """
@@ -148,11 +149,16 @@ def cores_busy_s() -> float:
 
 
 def _own_cpu_s() -> float:
-    """What this process, its living descendants and those that they have waited for have used so far."""
+    """What this process, its living descendants and those that they have waited for have used so far.
+
+    Of a rank, its launcher's in its place.
+    """
     import psutil
 
     total_s = 0.0
-    for pid in (os.getpid(), *descendants()):
+    launched = "LOCAL_RANK" in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    root = os.getppid() if launched else os.getpid()
+    for pid in (root, *descendants(root)):
         # A process may end while it is looked at; then its parent counts it.
         with contextlib.suppress(psutil.Error):
             times = psutil.Process(pid).cpu_times()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import numpy as np
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.passes import batch_bytes
+from dnnbench.datasets.shares import RankShare
 from dnnbench.diagnosis import Reads
-from dnnbench.metrics import per_second, percentiles_ms
+from dnnbench.metrics import Round, per_second, percentiles_ms
 from dnnbench.metrics_rounds import NS
 from dnnbench.probe import cores, cores_busy_s, own_cpu_ns
+from dnnbench.ranks import ALONE, Ranks
 from dnnbench.storage import page_cache
 from dnnbench.storage.base import Storage
 from dnnbench.workloads import Training
@@ -47,14 +51,27 @@ class ShareTraining(Training):
     """
 
     def __init__(
-        self, storage: Storage, catalog: Catalog, config: Config, build: Any, framework: str, access: str
+        self,
+        storage: Storage,
+        catalog: Catalog,
+        config: Config,
+        build: Any,
+        framework: str,
+        access: str,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.what = f"{framework} {self.part}"
         self.storage, self.catalog, self.total, self.worker_start_s = storage, catalog, len(catalog), None
         self._config = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
-        self._build, self._framework, self._access = build, framework, access
+        self._build, self._framework, self._access, self._ranks = build, framework, access, ranks
         self._loaders: list[Any] = []
         self._done_before = 0
+
+    def account(self) -> Round:
+        finished = super().account()
+        # Each rank counts its own part, which no other one has.
+        finished.indices = [np.empty(0, dtype=np.int64) for _ in finished.indices]
+        return finished
 
     def close(self) -> None:
         """Ends the loaders' workers."""
@@ -62,11 +79,55 @@ class ShareTraining(Training):
             loader.close()
         self._loaders = []
 
+    def _take_share(self, in_flight: int, workers: int | None = None) -> Reads:
+        """Makes a share of the catalog, of this rank's part, the workload's; what one reader does there.
+
+        All ranks take as many samples as the first one has time for, or the least that one has.
+        """
+        order = np.random.default_rng([self._config.execution.seed, 1]).permutation(len(self.catalog))
+        mine = RankShare(self._ranks.rank, self._ranks.ranks).of(len(order))
+        part = self.catalog
+        if self._ranks.ranks > 1:
+            part = self.catalog.select(np.sort(order[mine.start : mine.stop]))
+        self._ranks.sync(f"{self.what}: one reader")
+        self.catalog, serial = share_of_catalog(self.storage, part, self._config, in_flight, workers)
+        samples = min(self._ranks.all_gather(len(self.catalog)))
+        if samples < len(self.catalog):
+            self.catalog = self.catalog.select(np.arange(samples) * len(self.catalog) // samples)
+        self.total = len(self.catalog)
+        return self._reads_of_all(serial)
+
+    def _reads_of_all(self, reads: Reads) -> Reads:
+        """What all ranks had, of what each had at the same time."""
+        told = self._ranks.all_gather((reads, self._ranks.leads_host))
+        return reads_together([one for one, _ in told], [leads for _, leads in told])
+
     def _make_loader(self, storage: Storage) -> Any:
         """A loader over the share; its workers are yet to be started."""
         loader = self._build.make_loader(self._config, storage, self.catalog, self._access)
         self._loaders.append(loader)
         return loader
+
+
+def reads_together(reads: Sequence[Reads], leads_host: Sequence[bool]) -> Reads:
+    """The raw reads of several ranks as one: rates add up; of latencies the median rank's p50 and the worst p99.
+
+    Each rank sees the processors of its whole host, so of each host one of them counts.
+    """
+    if len(reads) == 1:
+        return reads[0]
+    rate = sum(one.objects_per_s for one in reads)
+    own = sum(one.own_cores for one in reads)
+    return Reads(
+        in_flight=sum(one.in_flight for one in reads),
+        objects_per_s=rate,
+        latency_p50_ms=statistics.median(one.latency_p50_ms for one in reads),
+        latency_p99_ms=max(one.latency_p99_ms for one in reads),
+        cpu_s_per_object=sum(one.cpu_s_per_object * one.objects_per_s for one in reads) / rate,
+        own_cores=own,
+        all_cores=max(sum(one.all_cores for one, leads in zip(reads, leads_host, strict=True) if leads), own),
+        processes=len(reads),
+    )
 
 
 def share_of_catalog(

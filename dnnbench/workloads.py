@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnbench.catalog import CHECKSUM, Catalog, list_catalog
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
 from dnnbench.storage.base import Item, Storage
@@ -94,7 +95,7 @@ class Listing:
 
 
 class Reading:
-    """Reads each object once, in a fresh random order, without decoding.
+    """Reads each object of a rank's share once, in a fresh random order, without decoding.
 
     ``concurrency`` None reads one at a time in the calling thread; a number keeps that many reads
     in flight.
@@ -105,17 +106,21 @@ class Reading:
     reads_content = True
     part = "all"
 
-    def __init__(self, storage: Storage, catalog: Catalog, concurrency: int | None, seed: int) -> None:
+    def __init__(
+        self, storage: Storage, catalog: Catalog, concurrency: int | None, seed: int, share: RankShare = ALONE
+    ) -> None:
         self.what = "read" if concurrency is None else f"read c{concurrency}"
         self.storage, self.catalog = storage, catalog
-        self.total = len(catalog)
+        self._mine = share.of(len(catalog))
+        self.total = len(self._mine)
         self._concurrency, self._seed = concurrency, seed
         self._items: list[Item] = []
         self._order = np.empty(0, dtype=np.int64)
         self._reads_before = 0
 
     def prepare(self, number: int) -> None:
-        self._order = np.random.default_rng([self._seed, number]).permutation(len(self.catalog))
+        order = np.random.default_rng([self._seed, number]).permutation(len(self.catalog))
+        self._order = order[self._mine.start : self._mine.stop]
         self._items = list(self.catalog.items(self._order))
         self.storage.open()
         if number == 0:
@@ -145,10 +150,16 @@ class Reading:
             self._order,
             tally,
             self.catalog.sizes_bytes,
-            len(self.catalog),
+            self.total,
             self.catalog.verify == CHECKSUM,
         )
-        return Round(len(self._order), tally, in_flight=self._concurrency or 1, one_core=self.storage.one_core)
+        return Round(
+            len(self._order),
+            tally,
+            in_flight=self._concurrency or 1,
+            one_core=self.storage.one_core,
+            indices=[self._order],
+        )
 
     def done(self) -> int:
         return self.storage.meter.reads - self._reads_before
@@ -234,6 +245,7 @@ class Loading:
                     batches=epoch.batches,
                     waits_ns=epoch.waits_ns,
                     computes_ns=epoch.computes_ns,
+                    start_ns=epoch.start_ns,
                 )
             )
             total += epoch.tally
@@ -242,6 +254,7 @@ class Loading:
             tally=total,
             epochs=figures,
             worker_cpu_ns=sum(epoch.worker_cpu_ns for epoch in epochs),
+            indices=[epoch.indices for epoch in epochs],
         )
 
     def done(self) -> int:
@@ -269,7 +282,8 @@ class Training(Loading):
         return False
 
     def run(self) -> None:
-        self.trainer.train()
+        with self.trainer.together():
+            self.trainer.train()
 
     def account(self) -> Round:
         epochs = self.loader.take_epochs()

@@ -296,7 +296,7 @@ def test_each_ladder_has_a_plan_and_those_of_a_mock_have_a_reason():
     ("one", "why"),
     [
         (climbed(told=ladder(loader_cpu_s_per_sample=None)), "an earlier version"),
-        (climbed(ranks=4), "several ranks"),
+        (climbed(told=ladder(rungs(more=dataclasses.replace(reads(8, 500.0), processes=2)))), "several ranks"),
         (climbed(samples=0), "damaged"),
         (climbed(told={**ladder(), "reads": {}}), "damaged"),
         (climbed(config_hash="dddd"), "damaged"),

@@ -281,7 +281,8 @@ class Steps(Section):
 class Execution(Section):
     """``execution``: ``workers`` list in parallel; ``rounds``, ``seed`` and ``cache`` govern measuring.
 
-    ``max_repeats``: how many disturbed rounds of a benchmark are made again.
+    ``max_repeats``: how many disturbed rounds of a benchmark are made again. ``ranks``: how many of a launcher's ranks
+    take part (None: all); one that gives no sign of life for ``rank_timeout_s`` ends the run.
     """
 
     workers: PositiveInt = 10
@@ -290,6 +291,8 @@ class Execution(Section):
     seed: NonNegativeInt = 0
     cache: Literal["cold", "warm"] = "cold"
     max_repeats: NonNegativeInt = 2
+    ranks: PositiveInt | None = None
+    rank_timeout_s: Annotated[float, Field(ge=3, le=3600, allow_inf_nan=False)] = 15.0
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 

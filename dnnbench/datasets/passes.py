@@ -29,6 +29,7 @@ class Epoch:
     first_batch_ns: int = 0
     first_step_ns: int = 0
     last_batch_ns: int = 0
+    start_ns: int = 0
     wall_ns: int = 0
     worker_cpu_ns: int = 0
     # Of the process that iterates, where someone watched it.
@@ -90,7 +91,7 @@ class MeteredPasses(ABC):
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.open_pass()
-        asked_ns = start_ns = time.perf_counter_ns()
+        asked_ns = start_ns = epoch.start_ns = time.perf_counter_ns()
         iterator: Iterator[Any] | None = self._start_pass(self._passes - 1)
         ended = False
         try:

@@ -291,7 +291,7 @@ class _FitMeter(keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = self._pipeline.open_pass()
         self._pipeline._begin()
         # Keras makes its iterator now, and lets go of the last epoch's: that is part of the first wait.
-        self._start_ns = self._asked_ns = self._end_ns = self._clock()
+        self._start_ns = self._asked_ns = self._end_ns = self._epoch.start_ns = self._clock()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._computed()

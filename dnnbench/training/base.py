@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dnnbench.config import Config
@@ -25,6 +26,10 @@ class Trainer(ABC):
         self.model: Any = model
         self.device = device
         self.history: list[dict[str, Any]] = []
+
+    def together(self) -> AbstractContextManager[Any]:
+        """Around `train`: what keeps ranks in step that have different numbers of batches."""
+        return nullcontext()
 
     def warm_up(self) -> None:  # noqa: B027 (few frameworks need it)
         """Compiles what `train` would compile, without training; called before any clock runs."""

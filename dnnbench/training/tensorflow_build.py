@@ -18,6 +18,8 @@ from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
 from dnnbench.models.tensorflow import NeuralNetwork
 from dnnbench.plugins import load_class
+from dnnbench.ranks import ALONE as ALONE_RANKS
+from dnnbench.ranks import Ranks
 from dnnbench.storage.base import Storage
 from dnnbench.training.build import build_model, build_trainer
 from dnnbench.training.tensorflow import DNNTrain, resolve_device
@@ -62,7 +64,12 @@ def make_model(config: Config, classes: int) -> NeuralNetwork:
     return cast(NeuralNetwork, build_model(config, classes, MODELS, NeuralNetwork))
 
 
-def make_trainer(config: Config, loader: MeteredPasses, classes: int) -> DNNTrain:
+def own_model(model: NeuralNetwork) -> NeuralNetwork:
+    """The network of a trainer, which is one also where several ranks train it."""
+    return model
+
+
+def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ranks = ALONE_RANKS) -> DNNTrain:
     """The configured trainer over a loader, with the configured network, both seeded."""
     model, device = make_model(config, classes), resolve_device(config.device)
     return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))

@@ -15,13 +15,13 @@ from dnnbench.training.emulated import Emulation
 logger = logging.getLogger(__name__)
 
 
-def resolve_device(name: str) -> torch.device:
-    """``cpu``, or the first CUDA GPU for ``gpu`` or ``cuda``. Raises `ConfigError` where there is none."""
+def resolve_device(name: str, number: int = 0) -> torch.device:
+    """``cpu``, or the CUDA GPU of that number for ``gpu`` or ``cuda``. Raises `ConfigError` where there is none."""
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(f'device: found "{name}", but torch {torch.__version__} sees no CUDA GPU; set it to "cpu"')
-    return torch.device("cuda:0")
+    return torch.device(f"cuda:{number}")
 
 
 class DNNTrain(Trainer):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
@@ -18,6 +20,8 @@ from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.models.torch import NeuralNetwork
 from dnnbench.plugins import load_class
+from dnnbench.ranks import ALONE as ALONE_RANKS
+from dnnbench.ranks import Ranks
 from dnnbench.storage.base import Storage
 from dnnbench.training.build import build_model, build_trainer
 from dnnbench.training.torch import DNNTrain, resolve_device
@@ -63,10 +67,28 @@ def make_model(config: Config, classes: int) -> NeuralNetwork:
     return cast(NeuralNetwork, build_model(config, classes, MODELS, NeuralNetwork))
 
 
-def make_trainer(config: Config, loader: MeteredPasses, classes: int) -> DNNTrain:
-    """The configured trainer over a loader, with the configured network, both seeded."""
-    model, device = make_model(config, classes), resolve_device(config.device)
-    return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
+def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ranks = ALONE_RANKS) -> DNNTrain:
+    """The configured trainer over a loader, with the configured network, both seeded; of several ranks, one network.
+
+    Then every rank calls it at the same time.
+    """
+    model = make_model(config, classes)
+    if not ranks.launched:
+        return cast(DNNTrain, build_trainer(config, loader, model, resolve_device(config.device), TRAININGS, DNNTrain))
+    from dnnbench.training.torch_parallel import local_gpu, trained_together
+
+    device = resolve_device(config.device, local_gpu(ranks))
+    model = trained_together(model, device, ranks)
+    trainer = cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
+    if len(set(ranks.all_gather(len(loader)))) > 1:
+        # One that has no more batches takes part in the steps of those that have.
+        trainer.together = getattr(model, "join", nullcontext)  # type: ignore[method-assign]
+    return trainer
+
+
+def own_model(model: Any) -> Any:
+    """The network of a trainer, without what makes it one of several ranks."""
+    return getattr(model, "module", model) if isinstance(model, DistributedDataParallel) else model
 
 
 class Predictor:
