@@ -99,7 +99,7 @@ http {{
                     "storage": {"format": "s3", "name": "aws", "s3": {**s3, "aws": {"credentials": account}}},
                     "dataset": {"label": [LABEL], "access": {"random": True, "sequential": False}},
                     "framework": {"name": "PyTorch", "PyTorch": torch},
-                    "execution": {"rounds": 2},
+                    "execution": {"rounds": 3, "max_repeats": 0},
                 }
             )
         )
@@ -175,37 +175,44 @@ def climb(config: Path, folder: Path) -> Measured:
     return measured_of(result.benchmarks[0], result)
 
 
-def by_torchrun(config: Path, folder: Path, ranks: int) -> float:
-    """Samples/s of so many ranks of one distributed run."""
-    target = folder / f"{ranks}.json"
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "-m", "pytest"]
-    command += [f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), str(ROOT / "bench"), "-q", "-k", "loader"]
-    command += [f"--dnn-config={config}", f"--benchmark-json={target}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (record,) = (one.record for one in read_result(target).benchmarks if one.test == "test_loader")
-    return float(record["samples_per_s"])
+def by_torchrun(config: Path, folder: Path) -> dict[int, float]:
+    """Samples/s of the median round, by how many ranks of one distributed run."""
+    target = folder / "ranks.json"
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={max(RANKS)}", "-m", "pytest", "-qq"]
+    command += [f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), str(ROOT / "bench"), "-k", "test_loader"]
+    command += [f"--dnn-config={config}", f"--dnn-set=execution.ranks={','.join(map(str, RANKS))}"]
+    done = subprocess.run([*command, f"--benchmark-json={target}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}{done.stderr}\nthe run of {max(RANKS)} ranks failed")
+    records = [one.record for one in read_result(target).benchmarks]
+    return {
+        int(one["swept"]["execution.ranks"]): statistics.median(each["objects_per_s"] for each in one["per_round"])
+        for one in records
+    }
 
 
-def apart(config: Path, folder: Path, ranks: int) -> float:
-    """Samples/s of so many loaders in processes of their own, from the first one's start to the last one's end."""
+def apart(config: Path, folder: Path) -> dict[int, float]:
+    """The same of loaders in processes of their own, from the first one's start to the last one's end."""
+    return {ranks: of_processes(config, ranks) for ranks in RANKS}
+
+
+def of_processes(config: Path, count: int) -> float:
     context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(ranks), context.Queue()
-    processes = [
-        context.Process(target=load_share, args=(config, rank, ranks, barrier, queue)) for rank in range(ranks)
-    ]
+    barrier, queue = context.Barrier(count), context.Queue()
+    processes = [context.Process(target=load_share, args=(config, rank, barrier, queue)) for rank in range(count)]
     for process in processes:
         process.start()
     told = [queue.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
-    rounds = range(len(told[0]))
     return statistics.median(
-        sum(one[i][2] for one in told) / (max(one[i][1] for one in told) - min(one[i][0] for one in told))
-        for i in rounds
+        sum(samples for _, _, samples in passes)
+        / (max(end_s for _, end_s, _ in passes) - min(start_s for start_s, _, _ in passes))
+        for passes in zip(*told, strict=True)
     )
 
 
-def load_share(config_path: Path, rank: int, ranks: int, barrier: Any, queue: Any) -> None:
+def load_share(config_path: Path, rank: int, barrier: Any, queue: Any) -> None:
     """Puts (start, end, samples) of each of three passes over this rank's share."""
     from dnnbench.catalog import list_catalog
     from dnnbench.config import expand_settings, load_config
@@ -256,8 +263,8 @@ def hold(case: str, config: Path, run: Any, repeats: int) -> bool:
         # In turns, so that a drift of the machine is in both.
         for _ in range(repeats):
             ladders.append(climb(config, folder))
-            for ranks in RANKS:
-                rates[ranks].append(run(config, folder, ranks))
+            for ranks, per_s in run(config, folder).items():
+                rates[ranks].append(per_s)
         costs = ", ".join(f"{1e6 * one.cpu_s:,.0f} + {1e6 * one.server_cpu_s:,.0f}" for one in ladders)
         print(f"{case}: load average {os.getloadavg()[0]:.1f}; processor us a sample, ours + the server's: {costs}")
         for ranks in RANKS:
