@@ -15,6 +15,8 @@ from dnnbench.errors import MeasurementError
 from dnnbench.metrics import EpochFigures, Inference, RankFigures, Round, Tally, per_second, percentiles_ms
 from dnnbench.metrics_rounds import NS, UNKNOWN, Machine
 
+PROCESSES = "processes"
+
 
 @dataclass
 class RankRound:
@@ -45,8 +47,11 @@ def merged(what: str, parts: Sequence[RankRound]) -> Round:
     figures = [_figures(part) for part in parts]
     first = rounds[0]
     audits = {one.fetched_by for one in rounds}
-    fetching = rounds if audits == {"processes"} else leading
+    # A process knows of itself; of a device or a network a whole host does.
+    fetching = rounds if PROCESSES in audits else leading
     fetched = [one.fetched_bytes for one in fetching]
+    if PROCESSES in audits and len(audits) > 1:
+        fetched = [None]
     result = replace(
         first,
         objects=sum(one.objects for one in rounds),

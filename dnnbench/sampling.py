@@ -50,6 +50,8 @@ class ShareTraining(Training):
     is the framework's name and `part`.
     """
 
+    has_own_part = True
+
     def __init__(
         self,
         storage: Storage,

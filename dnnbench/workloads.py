@@ -32,6 +32,8 @@ class Workload(Protocol):
     worker_start_s: float | None
     rounds: int | None
     reads_content: bool
+    # Whether each rank has a catalog of its own, and not a share of one.
+    has_own_part: bool
     part: str
 
     def prepare(self, number: int) -> None:
@@ -56,6 +58,7 @@ class Listing:
     rounds = None
     worker_start_s = None
     reads_content = False
+    has_own_part = False
     part = "all"
 
     def __init__(
@@ -104,6 +107,7 @@ class Reading:
     rounds: int | None = None
     worker_start_s = None
     reads_content = True
+    has_own_part = False
     part = "all"
 
     def __init__(
@@ -185,6 +189,7 @@ class Loading:
 
     rounds: int | None = None
     reads_content = True
+    has_own_part = False
     part = "all"
 
     def __init__(self, storage: Storage, catalog: Catalog, loader: Loader, what: str) -> None:

@@ -57,6 +57,8 @@ class NeuralNetwork(keras.Model):  # type: ignore[misc]
     loss_function_name: str = ""
     step_meter: Any = None
     train_function: Any
+    _distribute_strategy: Any
+    _own_shares: Any = None
 
     def loss_function(self) -> Any:
         """The loss: called with (labels [batch], outputs [batch, classes]). Raises `ConfigError`."""
@@ -68,7 +70,27 @@ class NeuralNetwork(keras.Model):  # type: ignore[misc]
             return super().fit(x, *arguments, **options)
         given = inspect.signature(super().fit).bind_partial(x, *arguments, **options).arguments
         del given["x"]
-        return x.fit_through(self, super().fit, **given)
+        with self._each_its_share():
+            return x.fit_through(self, super().fit, **given)
+
+    @contextlib.contextmanager
+    def _each_its_share(self) -> Iterator[None]:
+        """Inside of it a strategy's workers train on the datasets that each of them has, as they are."""
+        strategy = self._distribute_strategy
+        if strategy is None:
+            yield
+            return
+        # Keras would read a batch to build the network, before any epoch, and share out what is a share already.
+        self._distribute_strategy, self._own_shares = None, _OwnShares(strategy)
+        try:
+            yield
+        finally:
+            self._distribute_strategy, self._own_shares = strategy, None
+
+    @property
+    def distribute_strategy(self) -> Any:
+        """Keras's own, but that our loaders' batches are each worker's share."""
+        return self._own_shares or super().distribute_strategy
 
     def evaluate(self, x: Any = None, *arguments: Any, **options: Any) -> Any:
         """Keras's ``evaluate``; a loader of ours is read as it is, and not metered."""
@@ -87,8 +109,22 @@ class NeuralNetwork(keras.Model):  # type: ignore[misc]
 
     def compile_step(self, batch_spec: tuple[Any, Any]) -> None:
         """Compiles the training step for batches of any length, without running it; `compile` has been called."""
-        self.make_train_function()
-        self.train_function.compiled(batch_spec).get_concrete_function()
+        with self._each_its_share():
+            self.make_train_function()
+            self.train_function.compiled(batch_spec).get_concrete_function()
+
+
+class _OwnShares:
+    """A strategy to whose workers every dataset is their own share."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        return dataset
 
 
 class _MeteredStep:

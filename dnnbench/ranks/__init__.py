@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -125,10 +124,6 @@ class Ranks:
     def broadcast(self, make: Callable[[], Value]) -> Value:
         """What the first rank makes, on all of them; what goes wrong there as `DnnbenchError` is raised on all."""
         return make()
-
-    def in_turn(self) -> AbstractContextManager[None]:
-        """Inside of it only one rank of this host is at a time."""
-        return nullcontext()
 
     def clock_offset_ns(self) -> tuple[int, int]:
         """(what to add to this process's monotonic clock for the first rank's, how far wrong that may be)."""

@@ -195,15 +195,6 @@ class TorchRanks(Ranks):
         # What is sent by our own processes.
         return pickle.loads(received[0].tobytes(), buffers=received[1:])  # noqa: S301
 
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        most = max(self.all_gather(self.local_ranks))
-        for turn in range(most):
-            self.sync(f"turn {turn}")
-            if turn == self.local_rank:
-                yield
-        self.sync("all turns")
-
     def clock_offset_ns(self) -> tuple[int, int]:
         self.sync("clocks")
         best = (0, 0)
@@ -234,6 +225,13 @@ class TorchRanks(Ranks):
                 dist.recv(asked, rank, group=self._group)
                 dist.send(torch.tensor([time.perf_counter_ns()]), rank, group=self._group)
         return best if self.rank == rank else (0, 0)
+
+    def free_address(self) -> str:
+        """An address of this host, with a port that is free, as the other ranks reach it."""
+        host = _own_address(self._launch) or this_host()
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as asked:
+            asked.bind((host, 0))
+            return f"[{host}]:{asked.getsockname()[1]}" if ":" in host else f"{host}:{asked.getsockname()[1]}"
 
     # -- who is lost -----------------------------------------------------------------------------
 
@@ -331,20 +329,25 @@ def _are_there(store: Any, keys: list[str]) -> bool:
     return True
 
 
-def _choose_interface(launch: Launch) -> None:
-    """Lets gloo use the network that leads to the first rank: it would use that of the host's name."""
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    import psutil
-
+def _own_address(launch: Launch) -> str | None:
+    """This host's address in the network that leads to the first rank."""
     try:
         family, _, _, _, address = socket.getaddrinfo(launch.address, launch.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as asked:
             # Sends nothing: the kernel only chooses the way.
             asked.connect(address)
-            mine = asked.getsockname()[0]
+            return str(asked.getsockname()[0])
     except OSError:
+        return None
+
+
+def _choose_interface(launch: Launch) -> None:
+    """Lets gloo use the network that leads to the first rank: it would use that of the host's name."""
+    mine = _own_address(launch)
+    if "GLOO_SOCKET_IFNAME" in os.environ or mine is None:
         return
+    import psutil
+
     for interface, addresses in psutil.net_if_addrs().items():
         if any(one.address == mine for one in addresses):
             if not mine.startswith("127."):

@@ -96,6 +96,18 @@ class AuditedFiles(Audited):
         audited.stored_share = _stored_share(paths)
         return audited
 
+    @classmethod
+    def chosen(cls, paths: Sequence[str], choice: tuple[str, float], without: Collection[int] = ()) -> AuditedFiles:
+        """The audit of these files by the `choice` of another process of this host."""
+        audited = cls(paths, without)
+        audited._only, audited.stored_share = choice
+        return audited
+
+    @property
+    def choice(self) -> tuple[str, float]:
+        """(the counter's name, ``stored_share``) of an audit that was found."""
+        return self._only or "", self.stored_share
+
     def read(self) -> dict[str, float]:
         readers = {PROCESSES: self._by_processes, NFS: self._by_nfs, DEVICE: self._by_device, NETWORK: self._by_network}
         found: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -39,23 +40,31 @@ class RandomAccessDatasetTrain(DNNTrain):
         super().__init__(config=kwargs["config"], model=kwargs["model"], device=kwargs["device"])
 
     def warm_up(self) -> None:
-        self._compile()
-        # A loader that is not ours does not say what its batches are.
-        if hasattr(self.train_dataloader, "batch_spec"):
-            with tf.device(self.device):
-                self.model.compile_step(self.train_dataloader.batch_spec())
+        with self.together():
+            self._compile()
+            # A loader that is not ours does not say what its batches are.
+            if hasattr(self.train_dataloader, "batch_spec"):
+                with self._placed():
+                    self.model.compile_step(self.train_dataloader.batch_spec())
+
+    def _placed(self) -> AbstractContextManager[Any]:
+        # A strategy places by itself.
+        alone = not tf.distribute.has_strategy()
+        placed: AbstractContextManager[Any] = tf.device(self.device) if alone else nullcontext()
+        return placed
 
     def _compile(self) -> None:
         optimizer = keras.optimizers.Adam(1e-3)
-        # Keras sums gradients over replicas, one alone too, by a gradient of its own that TensorFlow registers for
-        # ever, and with it the whole graph of each network that was trained.
-        optimizer._all_reduce_sum_gradients = _of_one_replica
+        if not tf.distribute.has_strategy():
+            # Keras sums gradients over replicas, one alone too, by a gradient of its own that TensorFlow registers for
+            # ever, and with it the whole graph of each network that was trained.
+            optimizer._all_reduce_sum_gradients = _of_one_replica
         self.model.compile(optimizer=optimizer, loss=self.model.loss_function(), metrics=["accuracy"])
 
     def train(self) -> None:
         if not self.model.compiled:
             self._compile()
-        with tf.device(self.device):
+        with self._placed():
             fitted = self.model.fit(
                 self.train_dataloader, epochs=self.epochs, verbose=0, callbacks=[_LossLog(self.max_batch_size)]
             ).history

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from dnnbench.catalog import Catalog
-from dnnbench.config import Config
+from dnnbench.config import Config, ConfigError
 from dnnbench.datasets.passes import MeteredPasses
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
@@ -70,9 +70,35 @@ def own_model(model: NeuralNetwork) -> NeuralNetwork:
 
 
 def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ranks = ALONE_RANKS) -> DNNTrain:
-    """The configured trainer over a loader, with the configured network, both seeded."""
-    model, device = make_model(config, classes), resolve_device(config.device)
-    return cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
+    """The configured trainer over a loader, with the configured network, both seeded; of several ranks, one network.
+
+    Then every rank calls it at the same time.
+    """
+    device = resolve_device(config.device)
+    if ranks.ranks == 1:
+        return cast(DNNTrain, build_trainer(config, loader, make_model(config, classes), device, TRAININGS, DNNTrain))
+    from dnnbench.training.tensorflow_parallel import scope_of, strategy_of
+
+    strategy = strategy_of(ranks)
+    if len(set(ranks.all_gather(len(loader)))) > 1:
+        raise ConfigError(
+            "framework.batch_size: the ranks have different numbers of batches, and TensorFlow's strategy needs the "
+            "same; set a larger batch_size, or framework.TensorFlow.drop_last to true"
+        )
+    with scope_of(strategy):
+        model = make_model(config, classes)
+        trainer = cast(DNNTrain, build_trainer(config, loader, model, device, TRAININGS, DNNTrain))
+    # What compiles the network does it in its strategy's scope.
+    trainer.together = lambda: scope_of(strategy)  # type: ignore[method-assign]
+    return trainer
+
+
+def start(ranks: Ranks) -> None:
+    """Makes ready what all ranks need before TensorFlow is used; called by all of them."""
+    if ranks.ranks > 1:
+        from dnnbench.training.tensorflow_parallel import start as start_workers
+
+        start_workers(ranks)
 
 
 class Predictor:

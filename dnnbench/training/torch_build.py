@@ -86,6 +86,10 @@ def make_trainer(config: Config, loader: MeteredPasses, classes: int, ranks: Ran
     return trainer
 
 
+def start(ranks: Ranks) -> None:
+    """Nothing: what ranks need of torch is there."""
+
+
 def own_model(model: Any) -> Any:
     """The network of a trainer, without what makes it one of several ranks."""
     return getattr(model, "module", model) if isinstance(model, DistributedDataParallel) else model
