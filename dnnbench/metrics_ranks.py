@@ -5,9 +5,10 @@ Seconds of waiting and computing add up over the ranks, as rank-seconds; shares 
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from dnnbench.metrics import EpochFigures, Inference, RankFigures, Round, Tally,
 from dnnbench.metrics_rounds import NS, UNKNOWN, Machine
 
 PROCESSES = "processes"
+RANKS_KEY = "execution.ranks"
 
 
 @dataclass
@@ -238,6 +240,43 @@ def ranks_record(rounds: Sequence[Round], cores: int) -> dict[str, Any]:
     }
 
 
-def efficiency(rate: float, ranks: int, least_rate: float, least_ranks: int) -> float:
-    """How much of what so many ranks would do, at the pace of the fewest that were measured, they do: 1 is all."""
-    return (rate / ranks) / (least_rate / least_ranks)
+def scaling(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What more ranks brought, of each benchmark that ran with several numbers of them (``execution.ranks``).
+
+    ``efficiency`` is the rate of a rank over that of a rank of the fewest: 1 where each brings as much as the first.
+    """
+    series: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        if "ranks" in record:
+            swept = {key: value for key, value in record["swept"].items() if key != RANKS_KEY}
+            place = record["storage"], record["client"], record["what"], json.dumps(swept, sort_keys=True)
+            series.setdefault(place, []).append(record)
+    told = []
+    for (storage, client, what, others), measured in series.items():
+        by_ranks = {record["ranks"]["count"]: record for record in measured}
+        if len(by_ranks) < 2 or len(by_ranks) < len(measured):
+            continue
+        fewest = by_ranks[min(by_ranks)]
+        told.append(
+            {
+                "storage": storage,
+                "client": client,
+                "what": what,
+                "swept": json.loads(others),
+                "against_ranks": fewest["ranks"]["count"],
+                "points": [_point(by_ranks[count], fewest) for count in sorted(by_ranks)],
+            }
+        )
+    return told
+
+
+def _point(record: Mapping[str, Any], fewest: Mapping[str, Any]) -> dict[str, Any]:
+    ranks, fewest_ranks = record["ranks"]["count"], fewest["ranks"]["count"]
+    rate, fewest_rate = record["objects_per_s"], fewest["objects_per_s"]
+    return {
+        "ranks": ranks,
+        "hosts": record["ranks"]["hosts"],
+        "objects_per_s": rate,
+        "speed_up": rate / fewest_rate,
+        "efficiency": (rate / ranks) / (fewest_rate / fewest_ranks),
+    }

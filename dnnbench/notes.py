@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dnnbench.metrics_ranks import scaling
 from dnnbench.metrics_rounds import DISTURBED_SHARE
 
 Figures = Mapping[str, Any]
@@ -91,12 +92,33 @@ def _disturbed(figures: Sequence[Figures]) -> Iterator[str]:
 
 
 def answers(figures: Sequence[Figures]) -> Iterator[str]:
-    """What ladders, accelerators and knees say, a line each."""
+    """What ladders, accelerators, knees and several numbers of ranks say, a line each."""
     for one in figures:
         told = [verdict_of(one)["sentence"]] if "ladder" in one else []
         told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
         told += [curve(one["knee"])] if "knee" in one else []
         yield from (f"{place(one)}, {one['what']}: {line}" for line in told)
+    for series in scaling(figures):
+        yield f"{place(series)}, {series['what']}: {scaled(series, figures)}"
+
+
+def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
+    """What more ranks brought, from `dnnbench.metrics_ranks.scaling`, and what limits the most of them."""
+    points = [
+        f"{point['ranks']}: {point['objects_per_s']:,.0f}/s"
+        + (f" ({point['efficiency']:.0%})" if point["ranks"] != series["against_ranks"] else "")
+        for point in series["points"]
+    ]
+    most = series["points"][-1]["ranks"]
+    framework = series["what"].partition(" ")[0]
+    limits = [
+        verdict_of(one)
+        for one in figures
+        if one["what"] == f"{framework} ladder" and place(one) == place(series) and one["ranks"]["count"] == most
+    ]
+    told = f"; with {most} {limits[0]['limit']} limits, which is the {limits[0]['side']}'s" if limits else ""
+    unit = "ranks" if series["against_ranks"] == 1 else f"ranks, against {series['against_ranks']}"
+    return f"by {unit} (and efficiency) {', '.join(points)}{told}"
 
 
 def kept_busy(told: Mapping[str, Any]) -> str:

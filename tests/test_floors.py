@@ -15,7 +15,8 @@ FLOORS = [
     "dnnbench dnnbench.errors",
     # What knows no storage: figures and how they are written, and what the machine says of itself.
     "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_curves dnnbench.metrics_csv dnnbench.journal"
-    " dnnbench.secrets dnnbench.outputs dnnbench.config dnnbench.plugins dnnbench.probe dnnbench.calm"
+    " dnnbench.metrics_ranks dnnbench.ranks dnnbench.secrets dnnbench.outputs dnnbench.config dnnbench.plugins"
+    " dnnbench.probe dnnbench.calm"
     " dnnbench.provenance dnnbench.packed_names",
     "dnnbench.storage dnnbench.images",
     "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer",
