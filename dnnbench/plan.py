@@ -219,7 +219,8 @@ def measured_of(benchmark: Benchmark, result: Result) -> Measured:
         if max(one.processes for one in reads.values()) > 1:
             raise PlanError(f"{name}: is of several ranks, and the model is of one; measure a ladder without torchrun")
         requests = sum(record["requests"].get(verb, 0) for verb in READ_VERBS)
-        gets_per_sample = requests / record["samples"]
+        # What a dataset of the user's reads past the storage is none of its requests.
+        gets_per_sample = max(requests / record["samples"], 1.0)
         server_cpu_s = _server_cpu_s(record, reads) * gets_per_sample
         return Measured(
             readers=_readers(benchmark, result, reads),
@@ -227,7 +228,7 @@ def measured_of(benchmark: Benchmark, result: Result) -> Measured:
             loader_per_s=float(ladder["loader_per_s"]),
             cpu_s=float(cpu_s),
             server_cpu_s=server_cpu_s,
-            gets_per_sample=gets_per_sample or 1.0,
+            gets_per_sample=gets_per_sample,
             bytes_per_sample=record["bytes"] / record["samples"],
             reads=reads,
             one_core_client=bool(ladder["one_core_client"]),

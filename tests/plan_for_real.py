@@ -185,6 +185,9 @@ def by_torchrun(config: Path, folder: Path) -> dict[int, float]:
     if done.returncode:
         raise SystemExit(f"{done.stdout}{done.stderr}\nthe run of {max(RANKS)} ranks failed")
     records = [one.record for one in read_result(target).benchmarks]
+    if any(one["disturbed"] for one in records):
+        taken = ", ".join(f"{one['others_cpu_share'] or 0:.0%}" for one in records)
+        print(f"  DISTURBED: others took {taken} of the processors, which the prediction knows nothing of", flush=True)
     return {
         int(one["swept"]["execution.ranks"]): statistics.median(each["objects_per_s"] for each in one["per_round"])
         for one in records
