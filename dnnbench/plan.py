@@ -332,7 +332,7 @@ def _storage_limits(
     if each_known and (there or cluster.endpoints or cluster.gets_per_endpoint):
         source = "given" if cluster.gets_per_endpoint else f"measured at {there or 1}, or of the network to them"
         enough = math.ceil(gets_per_s / each_known)
-        told = f"{each_known:,.0f} {unit} for each of {count:,} ({source}); {enough:,} would do"
+        told = f"{each_known:,.1f} {unit} for each of {count:,} ({source}); {enough:,} would do"
         limits.append(Limit(ENDPOINTS, gets_per_s, each_known * count, unit, told))
     elif each_known:
         told = f"{each_known:,.0f} {unit}: the storage, or the network to it, gave this machine no more"
