@@ -1,8 +1,9 @@
-"""``python -m dnnbench``: makes or copies data sets, checks and runs configurations, compares, reports, predicts."""
+"""``python -m dnnbench``: makes or copies data, checks and runs configurations, compares, reports, plans, predicts."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_baseline(commands)
     _add_ab(commands)
     _add_report(commands)
+    _add_plan(commands)
 
     for command in (generate, copy, predict, manifest):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
@@ -206,6 +208,45 @@ def _add_report(commands: Any) -> None:
     )
 
 
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="say what a cluster would need, from a measured ladder",
+        description="From the ladders of a result: what so many accelerators would need of the storage and the "
+        "clients, and which known limit is the first to bite. docs/planning.md has the model.",
+    )
+    plan.set_defaults(command=_plan)
+    plan.add_argument("file", metavar="OUT.json", help="a result file with a ladder (pytest bench/ -k ladder)")
+    plan.add_argument("--accelerators", type=_positive, required=True, metavar="N", help="in all")
+    plan.add_argument("--samples-per-s", type=_above_zero, required=True, metavar="RATE", help="of one accelerator")
+    plan.add_argument("--accelerators-per-node", type=_positive, default=8, metavar="N", help="default 8")
+    plan.add_argument(
+        "--cores-per-node", type=_positive, metavar="N", help="for loading; default: those of the measured machine"
+    )
+    plan.add_argument("--nic-gbit", type=_above_zero, default=100.0, metavar="GBIT", help="of a node (default 100)")
+    plan.add_argument("--endpoints", type=_positive, metavar="N", help="of the storage; default: as many as measured")
+    plan.add_argument(
+        "--get-per-endpoint", type=_above_zero, metavar="RATE", help="GET/s of one; default: as measured, where it was"
+    )
+    plan.add_argument(
+        "--prefixes", type=_positive, default=1, metavar="N", help="partitioned prefixes of the bucket (default 1)"
+    )
+    plan.add_argument(
+        "--get-per-prefix", type=_above_zero, metavar="RATE", help="GET/s of one; default: AWS 5500, others no limit"
+    )
+    plan.add_argument("--mean-bytes", type=_above_zero, metavar="BYTES", help="of a sample; default: as measured")
+    plan.add_argument("-k", dest="words", default="", metavar="WORDS", help="only ladders so named: aws and torch")
+    plan.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default text")
+    plan.add_argument("-o", dest="output", metavar="FILE", help="write to this file, too")
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (found {text})")
+    return value
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -287,6 +328,32 @@ def _report(options: argparse.Namespace) -> None:
     from dnnbench.report import write_report
 
     print(write_report(options.files, options.baseline, Path(options.output)))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dnnbench.outputs import check_writable, write_whole
+    from dnnbench.plan import Cluster, plan_all
+    from dnnbench.plan_text import FORMATS
+    from dnnbench.results import read_result
+
+    if options.output:
+        check_writable("-o", Path(options.output))
+    cluster = Cluster(
+        accelerators=options.accelerators,
+        samples_per_s=options.samples_per_s,
+        accelerators_per_node=options.accelerators_per_node,
+        cores_per_node=options.cores_per_node,
+        nic_gbit_per_s=options.nic_gbit,
+        endpoints=options.endpoints,
+        gets_per_endpoint=options.get_per_endpoint,
+        prefixes=options.prefixes,
+        gets_per_prefix=options.get_per_prefix,
+        mean_bytes=options.mean_bytes,
+    )
+    told = FORMATS[options.format](plan_all(read_result(Path(options.file)), cluster, options.words))
+    print(told)
+    if options.output:
+        write_whole(Path(options.output), f"{told}\n".encode())
 
 
 def _transfer(

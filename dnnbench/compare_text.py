@@ -40,16 +40,16 @@ def as_text(compared: Compared, everything: bool = False) -> str:
 def as_markdown(compared: Compared) -> str:
     """The same on at most a screen, for a comment or a job's summary."""
     sign = {UNUSABLE: "⚠️", REGRESSION: "❌"}.get(compared.exit_status, "✅")
-    lines = [f"### {sign} dnnbench: {_escaped(compared.sentence)}", ""]
+    lines = [f"### {sign} dnnbench: {escaped(compared.sentence)}", ""]
     shown = [one for one in _worst_first(compared) if _matters(one)]
     if shown:
         lines += [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-        lines += [f"| {' | '.join(map(_escaped, _row(one)))} |" for one in shown[:MARKDOWN_ROWS]]
+        lines += [f"| {' | '.join(map(escaped, _row(one)))} |" for one in shown[:MARKDOWN_ROWS]]
         if len(shown) > MARKDOWN_ROWS:
             lines.append(f"\n… and {len(shown) - MARKDOWN_ROWS:,} more")
         lines.append("")
     told = [*compared.problems, *(f"note: {note}" for note in compared.notes)]
-    lines += [f"- {_escaped(line)}" for line in told[:MARKDOWN_LINES]]
+    lines += [f"- {escaped(line)}" for line in told[:MARKDOWN_LINES]]
     if len(told) > MARKDOWN_LINES:
         lines.append(f"- … and {len(told) - MARKDOWN_LINES:,} more remarks")
     rules = compared.rules
@@ -130,7 +130,7 @@ def _smallest(one: Comparison) -> str:
     return told
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """As Markdown that shows these very letters: names of benchmarks hold what people have chosen."""
     escapes = {ord(letter): f"\\{letter}" for letter in "\\`*_{}[]|#~$"}
     escapes |= {ord(letter): f"&#{ord(letter)};" for letter in "<>&"}

@@ -73,6 +73,8 @@ class Rungs:
     cores: int
     # The client holds the interpreter while it works, so that one process gets no more than one processor from it.
     one_core_client: bool
+    # Processor seconds of client, decoding and loader, in all of the loader's processes; no rung tells of it.
+    loader_cpu_s_per_sample: float | None = None
 
 
 @dataclass(frozen=True)

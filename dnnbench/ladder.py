@@ -11,6 +11,7 @@ from typing import Any
 from dnnbench.datasets.samples import ImageSamples
 from dnnbench.diagnosis import MORE_IN_FLIGHT, Reads, Rungs, Setup, diagnose
 from dnnbench.metrics import Round, per_second, percentiles_ms
+from dnnbench.metrics_rounds import NS
 from dnnbench.plugins import load_class
 from dnnbench.probe import cores
 from dnnbench.sampling import (
@@ -73,6 +74,7 @@ class Ladder(ShareTraining):
             loader_latency_p50_ms=latency_ms,
             cores=sum(count for count, leads in self._ranks.all_gather((cores(), self._ranks.leads_host)) if leads),
             one_core_client=self.storage.one_core,
+            loader_cpu_s_per_sample=(epoch.worker_cpu_ns + epoch.process_cpu_ns) / NS / epoch.samples,
         )
 
     def account(self) -> Round:

@@ -64,8 +64,11 @@ class PeakMemory:
     PSS shares out pages that processes have in common, so forked workers are not counted as
     copies. ``without`` are processes that are not the client's, such as local servers.
     ``peak_bytes`` and ``start_bytes``, the first sample, are None where the kernel does not tell;
-    ``cpu_ns`` is what the watching itself cost, to be taken off the client's CPU time.
+    ``cpu_ns`` is what the watching itself cost, to be taken off the client's CPU time; ``all_cpu_ns`` what all of them
+    in this process have cost.
     """
+
+    all_cpu_ns = 0
 
     def __init__(self, without: Collection[int] = ()) -> None:
         self.without = frozenset(without)
@@ -98,10 +101,17 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_S):
             self.sample()
-            self.cpu_ns = time.thread_time_ns()
+            cpu_ns = time.thread_time_ns()
+            PeakMemory.all_cpu_ns += cpu_ns - self.cpu_ns
+            self.cpu_ns = cpu_ns
 
     def _pids(self) -> list[int]:
         return [os.getpid(), *(pid for pid in descendants() if pid not in self.without)]
+
+
+def own_cpu_ns() -> int:
+    """Processor time of this process, without what watching its memory has cost."""
+    return time.process_time_ns() - PeakMemory.all_cpu_ns
 
 
 class OtherWork:

@@ -18,7 +18,7 @@ from dnnbench.datasets.shares import RankShare
 from dnnbench.diagnosis import Reads
 from dnnbench.metrics import Round, per_second, percentiles_ms
 from dnnbench.metrics_rounds import NS
-from dnnbench.probe import cores, cores_busy_s
+from dnnbench.probe import cores, cores_busy_s, own_cpu_ns
 from dnnbench.ranks import ALONE, Ranks
 from dnnbench.storage import page_cache
 from dnnbench.storage.base import Storage
@@ -212,7 +212,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._storage.meter.take()
-        self._start_busy_s, self._start_cpu_ns = cores_busy_s(), time.process_time_ns()
+        self._start_busy_s, self._start_cpu_ns = cores_busy_s(), own_cpu_ns()
         self._start_ns = time.perf_counter_ns()
         return self
 
@@ -222,7 +222,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.wall_ns += time.perf_counter_ns() - self._start_ns
-        self._cpu_ns += time.process_time_ns() - self._start_cpu_ns
+        self._cpu_ns += own_cpu_ns() - self._start_cpu_ns
         self._busy_s += cores_busy_s() - self._start_busy_s
         tally = self._storage.meter.take()
         if self._tally is None:
@@ -261,11 +261,13 @@ def loader_pass(
         ready_cache(storage, catalog, config, warm)
         storage.meter.take()
         loader.take_epochs()
+        cpu_ns = own_cpu_ns()
         for batch in loader:
             if keep and number == 0 and (len(kept) < 2 or (samples < MOST_SAMPLES and held_bytes < MOST_BYTES)):
                 kept.append(loader.keep(batch))
                 samples, held_bytes = samples + len(batch[1]), held_bytes + batch_bytes(batch)
     (epoch,) = loader.take_epochs()
+    epoch.process_cpu_ns = own_cpu_ns() - cpu_ns
     return epoch, kept
 
 

@@ -25,7 +25,7 @@ FLOORS = [
     "dnnbench.notes dnnbench.results dnnbench.effect dnnbench.compare dnnbench.comparable dnnbench.compare_text"
     " dnnbench.baseline dnnbench.ab dnnbench.report dnnbench.report_sections dnnbench.report_curves"
     " dnnbench.report_runs dnnbench.report_charts dnnbench.report_data dnnbench.report_page dnnbench.check dnnbench.run"
-    " dnnbench.__main__",
+    " dnnbench.plan dnnbench.plan_model dnnbench.plan_text dnnbench.__main__",
     "fixtures",
     "bench",
 ]

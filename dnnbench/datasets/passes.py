@@ -32,6 +32,8 @@ class Epoch:
     start_ns: int = 0
     wall_ns: int = 0
     worker_cpu_ns: int = 0
+    # Of the process that iterates, where someone watched it.
+    process_cpu_ns: int = 0
     complete: bool = False
     seen: array[int] = field(default_factory=lambda: array("q"), repr=False)
     # Of each batch, what ``wait_ns`` and ``compute_ns`` are the sums of; a last wait finds that there is none.
