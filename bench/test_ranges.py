@@ -3,8 +3,8 @@
 from dnnbench.ranged import RangedReading, WholeObject
 
 
-def test_ranges(measure, storage, large_objects, large_part, ranges, range_seed):
-    measure(RangedReading(storage, large_objects, *ranges, range_seed, large_part))
+def test_ranges(measure, storage, large_objects, large_part, ranges, range_seed, share):
+    measure(RangedReading(storage, large_objects, *ranges, range_seed, large_part, share))
 
 
 def test_ranges_whole(measure, storage, largest_object, large_part, ranges):

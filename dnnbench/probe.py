@@ -12,6 +12,8 @@ from types import TracebackType
 
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 INTERVAL_S = 0.5
+# No more than this of a processor goes into watching.
+WATCHING_SHARE = 0.01
 
 
 def cores() -> int:
@@ -99,9 +101,12 @@ class PeakMemory:
             self.peak_bytes = max(self.peak_bytes or 0, sum(known))
 
     def _watch(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
+        wait_s = INTERVAL_S
+        while not self._stop.wait(wait_s):
             self.sample()
             cpu_ns = time.thread_time_ns()
+            # The kernel adds up each process's pages: of many workers that takes as long as some reads.
+            wait_s = max(INTERVAL_S, (cpu_ns - self.cpu_ns) / 1e9 / WATCHING_SHARE)
             PeakMemory.all_cpu_ns += cpu_ns - self.cpu_ns
             self.cpu_ns = cpu_ns
 

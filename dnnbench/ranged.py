@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnbench.catalog import Catalog, CatalogError, Group
+from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import Round
 from dnnbench.metrics_rounds import MIB
@@ -99,21 +100,34 @@ class RangedReading:
     worker_start_s = None
     reads_content = True
 
+    has_own_part = False
+
     def __init__(
-        self, storage: Storage, catalog: Catalog, range_bytes: int, concurrency: int, seed: int, part: str = LARGE
+        self,
+        storage: Storage,
+        catalog: Catalog,
+        range_bytes: int,
+        concurrency: int,
+        seed: int,
+        part: str = LARGE,
+        share: RankShare = ALONE,
     ) -> None:
         self.what = f"ranges {size_text(range_bytes)} c{concurrency}"
         self.part = part
         self.storage, self.catalog = storage, catalog
         self._range_bytes, self._concurrency, self._seed = range_bytes, concurrency, seed
         self._ranges = split(catalog.sizes_bytes, range_bytes)
-        self.total = len(self._ranges[0])
+        self._share = share
+        self._mine = share.of(len(self._ranges[0]))
+        self.total = len(self._mine)
+        self._order = np.empty(0, dtype=np.int64)
         self._keys = [catalog.key(i) for i in range(len(catalog))]
         self._reads: list[_Read] = []
         self._came: list[int] = []
 
     def prepare(self, number: int) -> None:
-        order = np.random.default_rng([self._seed, number]).permutation(self.total)
+        whole = np.random.default_rng([self._seed, number]).permutation(len(self._ranges[0]))
+        self._order = order = whole[self._mine.start : self._mine.stop]
         objects, starts, ends = (column[order].tolist() for column in self._ranges)
         sizes = self.catalog.sizes_bytes
         self._reads = [
@@ -144,14 +158,19 @@ class RangedReading:
         what = f"{self.storage.label}: {self.what}"
         came = np.asarray(self._came, dtype=np.int64)
         objects, starts, ends = self._ranges
-        check_cover(what, (objects[came], starts[came], ends[came]), self.catalog.sizes_bytes)
-        _check_tally(what, tally, self.total, self.catalog.total_bytes)
+        if self._share.ranks == 1:
+            check_cover(what, (objects[came], starts[came], ends[came]), self.catalog.sizes_bytes)
+        elif not np.array_equal(np.sort(came), np.sort(self._order)):
+            raise MeasurementError(f"{what}: the ranges that were read are not this rank's, each of them once")
+        _check_tally(what, tally, self.total, int((ends - starts)[self._order].sum()))
         return Round(
-            len(self.catalog),
+            # Of objects that ranks read parts of, each counts some, so that together they count all of them.
+            len(self._share.of(len(self.catalog))),
             tally,
             in_flight=self._concurrency,
             one_core=self.storage.one_core,
-            ranges={"size_bytes": self._range_bytes, "concurrency": self._concurrency, "per_round": self.total},
+            ranges={"size_bytes": self._range_bytes, "concurrency": self._concurrency, "per_round": len(objects)},
+            indices=[came],
         )
 
     def done(self) -> int:
@@ -167,6 +186,7 @@ class WholeObject:
     rounds: int | None = None
     worker_start_s = None
     reads_content = True
+    has_own_part = False
 
     def __init__(self, storage: Storage, catalog: Catalog, ranges: tuple[int, int] | None, part: str = LARGE) -> None:
         """``ranges``: (range_bytes, concurrency), or None. The catalog is of the one object."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -287,7 +288,7 @@ class Training(Loading):
         return False
 
     def run(self) -> None:
-        with self.trainer.together():
+        with getattr(self.trainer, "together", nullcontext)():
             self.trainer.train()
 
     def account(self) -> Round:
