@@ -110,14 +110,14 @@ def pack(
         for source, catalog in zip(sources, catalogs, strict=True):
             place = to_folder + source
             # Until the index is there nobody takes what is written for whole, nor an earlier index for its own.
-            destination.write(index_key(place, kind), half_written())
+            destination.write(index_key(place, folder_of(kind)), half_written())
             packing = _Packing(storage, catalog, kind, shard_bytes)
             for name, data in packing.shards(seed, concurrency):
                 destination.write(f"{place}{folder_of(kind)}/{name}", data)
                 bar.update(packing.made[-1].samples)
                 done.shards += 1
                 done.bytes += len(data)
-            destination.write(index_key(place, kind), packing.index().encode())
+            destination.write(index_key(place, folder_of(kind)), packing.index().encode())
             done.samples += len(catalog)
             left = sorted(there[source] - {shard.name for shard in packing.made})
             if left:
@@ -137,7 +137,7 @@ def _there(destination: Storage, place: str, kind: str, overwrite: bool) -> set[
         # A folder that is yet to be made. A missing bucket shows when the first object is written.
         names = set()
     try:
-        index = destination.read(index_key(place, kind))
+        index = destination.read(index_key(place, folder_of(kind)))
     except NotFoundError:
         index = b""
     if (names or index) and not overwrite:

@@ -1,8 +1,9 @@
 """Shards: many samples in one object, and the index that says where each of them lies.
 
-A source's shards are ``SOURCE/shards-FORMAT/NUMBER.FORMAT``; its index is ``SOURCE/dnnbench.FORMAT.index``, which
-`dnnbench.pack` writes last. With it a data set's samples, their sizes and labels are known without reading a shard,
-and any run of them is a range of bytes. What parses them is in `dnnbench.datasets.shard_reads`.
+A source's shards are ``SOURCE/shards-FORMAT/NUMBER.FORMAT``, and its index ``SOURCE/dnnbench.shards-FORMAT.index``,
+which `dnnbench.pack` writes last; that of shards from elsewhere `dnnbench.shard_scan` makes. With it a data set's
+samples, their sizes and labels are known without reading a shard, and any run of them is a range of bytes. What parses
+them is in `dnnbench.datasets.shard_reads`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def folder_of(kind: str) -> str:
     return f"shards-{kind}"
 
 
-def index_key(source: str, kind: str) -> str:
-    """The key of a source's index; ``source`` is "" or ends in "/"."""
-    return f"{source}dnnbench.{kind}.index"
+def index_key(source: str, folder: str) -> str:
+    """The key of the index of the shards in a source's folder; ``source`` is "" or ends in "/"."""
+    return f"{source}dnnbench.{folder.replace('/', '-')}.index"
 
 
 class Shard(NamedTuple):
@@ -65,6 +66,8 @@ class Index:
     begins: npt.NDArray[Any]
     sizes_bytes: npt.NDArray[Any]
     names: Names
+    # Whether a sample has nothing but its image and its label.
+    strict: bool = True
 
     def encode(self) -> bytes:
         """The index as it is stored: a line of JSON, and the columns."""
@@ -163,10 +166,20 @@ class Shards:
 
     ``order[p]`` is the catalog's index of that sample; ``firsts[s]`` the first position in shard ``s``; ``begins[p]``
     the byte of its shard at which a sample begins, and ``written_labels[p]`` the label that is written there.
+    ``strict``: samples have nothing but an image and a label, so that anything else is damage.
     """
 
-    def __init__(self, kind: str, keys: Sequence[str], shards: Sequence[Shard], begins: Int64s, order: Int64s,
-                 written_labels: npt.NDArray[Any]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        kind: str,
+        keys: Sequence[str],
+        shards: Sequence[Shard],
+        begins: Int64s,
+        order: Int64s,
+        written_labels: npt.NDArray[Any],
+        strict: bool = True,
+    ) -> None:
+        self.strict = strict
         self.kind, self.keys = kind, tuple(keys)
         self.sizes_bytes = np.asarray([shard.size_bytes for shard in shards], dtype=np.int64)
         self.data_bytes = np.asarray([shard.data_bytes for shard in shards], dtype=np.int64)
@@ -206,15 +219,17 @@ class Shards:
         return runs
 
 
-def list_shards(storage: Storage, sources: Sequence[str], kind: str, workers: int) -> Catalog:
+def list_shards(
+    storage: Storage, sources: Sequence[str], kind: str, workers: int, folder: str | None = None
+) -> Catalog:
     """The shards themselves as a catalog of objects. Raises `CatalogError` where a source has none."""
     try:
-        return list_catalog(storage, sources, [folder_of(kind)], workers, (f".{kind}",))
+        return list_catalog(storage, sources, [folder or folder_of(kind)], workers, (f".{kind}",))
     except (CatalogError, NotFoundError) as exc:
         if isinstance(exc, NotFoundError) and storage.name != "fs":
             raise
         raise CatalogError(
-            f"{storage.label}: no shards in {' and '.join(f'{s}{folder_of(kind)}/' for s in sources)}, as "
+            f"{storage.label}: no shards in {' and '.join(f'{s}{folder or folder_of(kind)}/' for s in sources)}, as "
             f"dataset.format={kind} asks; make them: python -m dnnbench pack SOURCE DEST --format {kind}"
         ) from exc
 
@@ -222,14 +237,16 @@ def list_shards(storage: Storage, sources: Sequence[str], kind: str, workers: in
 def sharded_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str], objects: Catalog) -> Catalog:
     """The samples in listed shards, as the catalog of the files that were packed; it has `Shards`.
 
-    Raises `CatalogError` where a source has no index or one of other shards or categories, `CorruptError` for an index
-    that is none and for a shard that is cut off, and the errors of the storage.
+    Shards without an index are read once to make it. Raises `CatalogError` for an index of other shards or categories,
+    `CorruptError` for one that is none and for a shard that is cut off, and the errors of the storage.
     """
-    kind = objects.label_names[0].removeprefix("shards-")
+    kind, folder = objects.extensions[0].removeprefix("."), objects.label_names[0]
     listed: list[dict[str, int]] = [{} for _ in sources]
     for group, numbers in objects.by_group():
         listed[group.source] = {objects.relative_key(int(i)): objects.size_bytes(int(i)) for i in numbers}
-    indexes = [_read_index(storage, source, kind) for source in sources]
+    indexes = [
+        _index_of(storage, source, folder, kind, found, labels) for source, found in zip(sources, listed, strict=True)
+    ]
     keys: list[str] = []
     groups = [
         Group(os.fsencode(f"{source}{label}/".removeprefix("./" if storage.name == "fs" else "")), s, number)
@@ -238,13 +255,13 @@ def sharded_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[s
     ]
     group_numbers = []
     for s, (source, index) in enumerate(zip(sources, indexes, strict=True)):
-        _check_listed(storage, source, index, listed[s])
+        _check_listed(storage, f"{source}{folder}/", index, listed[s])
         if set(index.labels) != set(labels):
             raise CatalogError(
-                f"{storage.label}: {index_key(source, kind)}: the shards hold the categories "
+                f"{storage.label}: {index_key(source, folder)}: the shards hold the categories "
                 f"{', '.join(index.labels)}, and dataset.label names {', '.join(labels)}; pack again, or name these"
             )
-        prefix = f"{source}{folder_of(kind)}/".removeprefix("./" if storage.name == "fs" else "")
+        prefix = f"{source}{folder}/".removeprefix("./" if storage.name == "fs" else "")
         keys += [prefix + shard.name for shard in index.shards]
         numbers = np.asarray([labels.index(label) for label in index.labels], dtype=np.int64)
         group_numbers.append(s * len(labels) + numbers[index.label_numbers])
@@ -264,19 +281,22 @@ def sharded_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[s
         np.concatenate([index.begins for index in indexes]).astype(np.int64),
         places,
         np.concatenate([index.label_numbers for index in indexes]),
+        all(index.strict for index in indexes),
     )
     return catalog
 
 
-def _read_index(storage: Storage, source: str, kind: str) -> Index:
-    key = index_key(source, kind)
+def _index_of(
+    storage: Storage, source: str, folder: str, kind: str, listed: dict[str, int], labels: Sequence[str]
+) -> Index:
+    key = index_key(source, folder)
     again = f"pack the source again: python -m dnnbench pack SOURCE DEST --format {kind} --overwrite"
     try:
         data = storage.read(key)
-    except NotFoundError as exc:
-        raise CatalogError(
-            f"{storage.label}: {key}: the shards of this source have no index, which says what they hold; {again}"
-        ) from exc
+    except NotFoundError:
+        from dnnbench.shard_scan import scan
+
+        return scan(storage, f"{source}{folder}/", listed, kind, labels)
     try:
         index = Index.decode(data)
         if index.kind != kind:
@@ -286,8 +306,7 @@ def _read_index(storage: Storage, source: str, kind: str) -> Index:
     return index
 
 
-def _check_listed(storage: Storage, source: str, index: Index, listed: dict[str, int]) -> None:
-    folder = f"{source}{folder_of(index.kind)}/"
+def _check_listed(storage: Storage, folder: str, index: Index, listed: dict[str, int]) -> None:
     for shard in index.shards:
         found = listed.get(shard.name)
         if found is None:

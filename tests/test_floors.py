@@ -19,6 +19,7 @@ FLOORS = [
     " dnnbench.provenance dnnbench.packed_names dnnbench.tfrecord",
     "dnnbench.storage dnnbench.images",
     "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer dnnbench.shards"
+    " dnnbench.shard_scan"
     " dnnbench.pack",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"

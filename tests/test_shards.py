@@ -19,6 +19,7 @@ from dnnbench.storage.errors import CorruptError, NotFoundError
 
 KINDS = pytest.mark.parametrize("kind", FORMATS)
 COUNT = 25
+PNG = image_bytes(3)
 SHARD_BYTES = {"tar": 8 * 2048 + 1024, "tfrecord": 2600}
 
 
@@ -32,8 +33,8 @@ def packed(kind, count=COUNT, shard_bytes=None, seed=0, **contents):
     return storage
 
 
-def catalog_of(storage, kind, sources=("",), labels=LABELS):
-    return sharded_catalog(storage, sources, labels, list_shards(storage, sources, kind, 2))
+def catalog_of(storage, kind, sources=("",), labels=LABELS, folder=None):
+    return sharded_catalog(storage, sources, labels, list_shards(storage, sources, kind, 2, folder))
 
 
 def plan_of(shards, share=RankShare(), **options):  # noqa: B008 (frozen)
@@ -42,7 +43,7 @@ def plan_of(shards, share=RankShare(), **options):  # noqa: B008 (frozen)
 
 
 def read_all(storage, catalog, plan, number=0, workers=1):
-    parse, sizes = parser_of(catalog.shards.kind), catalog.sizes_bytes
+    parse, sizes = parser_of(catalog.shards), catalog.sizes_bytes
     return [list(plan.samples(storage, sizes, parse, number, worker, workers)) for worker in range(workers)]
 
 
@@ -225,7 +226,6 @@ def _record(features):
     return change
 
 
-PNG = image_bytes(3)
 DAMAGE = {
     "tar header": ("tar", _flip(3), "a sample belongs here|bad checksum"),
     "tar without a label": ("tar", _members(lambda i: _member("x.png", PNG)), "no label"),
@@ -301,7 +301,7 @@ def test_more_samples_than_the_index_knows_are_an_error():
 )
 def test_an_index_that_is_none_is_named(make, told):
     storage = packed("tar")
-    storage.contents[index_key("", "tar")] = make(storage.contents[index_key("", "tar")])
+    storage.contents[index_key("", folder_of("tar"))] = make(storage.contents[index_key("", folder_of("tar"))])
     with pytest.raises(CorruptError, match=rf"no index of shards: .*{told}.*--overwrite"):
         catalog_of(storage, "tar")
 
@@ -313,14 +313,65 @@ def test_garbage_is_no_index(tail):
         Index.decode(b"dnnbench shards 1\n" + tail)
 
 
-def test_without_shards_or_index_pack_is_named():
+def test_without_shards_pack_is_named():
     storage = MemoryStorage(make_contents(4))
     with pytest.raises(CatalogError, match=r"no shards in shards-tar/.*dnnbench pack"):
         list_shards(storage, [""], "tar", 2)
-    storage = packed("tar")
-    del storage.contents[index_key("", "tar")]
-    with pytest.raises(CatalogError, match=r"no index.*dnnbench pack"):
-        catalog_of(storage, "tar")
+
+
+# -- shards from elsewhere ---------------------------------------------------------------------------------
+
+
+@KINDS
+def test_shards_without_an_index_are_read_once_to_make_it(kind):
+    storage = packed(kind)
+    indexed = catalog_of(storage, kind)
+    del storage.contents[index_key("", folder_of(kind))]
+    storage.meter.take()
+    with pytest.warns(UserWarning, match=r"no index, so all \d+ shards .* are read once"):
+        catalog = catalog_of(storage, kind)
+    assert len(storage.meter.take().latency_ns) == len(indexed.shards)
+    # Other names, and so another order; the same places.
+    for name in ("begins", "written_labels", "firsts", "data_bytes", "sizes_bytes"):
+        assert np.array_equal(getattr(catalog.shards, name), getattr(indexed.shards, name))
+    (came,) = read_all(storage, catalog, plan_of(catalog.shards, range_bytes=3000))
+    expected = sorted(data for key, data in storage.contents.items() if key.startswith(LABELS))
+    assert sorted(bytes(content) for _, content in came) == expected
+    assert all(LABELS[catalog.label(index)] for index, _ in came)
+
+
+def foreign(*members):
+    return MemoryStorage({"train/a-0.tar": b"".join(_member(*member) for member in members) + bytes(1024)})
+
+
+def test_a_webdataset_from_elsewhere_may_hold_more_than_images_and_labels():
+    png = [image_bytes(shade) for shade in range(3)]
+    storage = foreign(
+        ("__meta__/x", b"m"), ("d.1/0.cls", b"1\n"), ("d.1/0.JSON", b"{}"), ("d.1/0.png", png[0]),
+        ("1.png", png[1]), ("1.txt", b"t"), ("1.cls", b"0"), ("2.PNG", png[2]), ("2.cls", b"1"), ("2.json", b"[]"),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="train/"):
+        catalog = catalog_of(storage, "tar", folder="train")
+    assert [catalog.label(i) for i in range(3)] == [0, 1, 1]
+    assert {catalog.relative_key(i) for i in range(3)} == {"a-0.tar/d.1/0.png", "a-0.tar/1.png", "a-0.tar/2.PNG"}
+    for range_bytes in (None, 1):
+        (came,) = read_all(storage, catalog, plan_of(catalog.shards, shuffle=False, range_bytes=range_bytes))
+        assert [content for _, content in came] == png
+
+
+@pytest.mark.parametrize(
+    ("members", "error", "told"),
+    [
+        ([("0.png", PNG), ("1.cls", b"1")], CorruptError, r"at byte 0: the sample 0 has no label"),
+        ([("0.png", PNG), ("0.cls", b"1"), ("1.cls", b"1")], CorruptError, r"at byte 2,048: the sample 1 has no image"),
+        ([("0.png", PNG), ("0.cls", b"x")], CorruptError, r"at byte 1,024: the label in 0\.cls is no number"),
+        ([("0.png", PNG), ("0.cls", b"2")], CatalogError, r"has the label 2, and dataset\.label has 2 names"),
+        ([("readme", b"x")], CorruptError, "has no sample"),
+    ],
+)
+def test_what_no_index_can_be_made_of_is_named(members, error, told):
+    with pytest.warns(UserWarning, match="no index"), pytest.raises(error, match=told):
+        catalog_of(foreign(*members), "tar", folder="train")
 
 
 def test_shards_and_index_must_agree_on_names_and_categories():

@@ -242,9 +242,11 @@ class Shards(Section):
 
     ``read`` whole: one GET per shard; ranges: of ``range_mib`` each, or one sample where that is larger. ``parallel``
     of them are read at a time by each worker where the framework's ``reading`` is concurrent. ``shuffle_buffer``:
-    samples that a worker holds back to yield them in another order, where the order is random.
+    samples that a worker holds back to yield them in another order, where the order is random. ``folder``: that of
+    each source which holds its shards, where it is not ``shards-FORMAT``.
     """
 
+    folder: NonEmptyStr | None = None
     read: Literal["whole", "ranges"] = "ranges"
     range_mib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
     parallel: PositiveInt = 4

@@ -12,6 +12,7 @@ import itertools
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,8 @@ class Parsed(NamedTuple):
 Parse = Callable[[Any], Iterator[Parsed]]
 
 
-def parse_tar(data: Any) -> Iterator[Parsed]:
-    """The samples of a WebDataset's tar, by webdataset."""
+def parse_tar(data: Any, strict: bool = True) -> Iterator[Parsed]:
+    """The samples of a WebDataset's tar, by webdataset; ``strict``: any other member is an error."""
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     failed: list[Exception] = []
@@ -61,7 +62,7 @@ def parse_tar(data: Any) -> Iterator[Parsed]:
 
     try:
         for sample in group_by_keys(files()):
-            problem = _problem_of(sample)
+            problem = _problem_of(sample, strict)
             if problem:
                 # A sample that lacks something because the archive ends in it.
                 raise FormatError(-1, _no_tar(failed[0]) if failed else problem)
@@ -78,13 +79,13 @@ def _no_tar(error: Exception) -> str:
     return f"cannot be read as a tar archive ({str(error).partition(' @ ')[0]})"
 
 
-def _problem_of(sample: dict[str, Any]) -> str:
+def _problem_of(sample: dict[str, Any], strict: bool) -> str:
     """What is wrong with the members of one key, if anything is."""
     key = sample["__key__"]
     names = [name for name in sample if not name.startswith("__")]
     images = [name for name in names if name in _IMAGES]
     unknown = [name for name in names if name not in (*_IMAGES, "cls")]
-    if unknown:
+    if unknown and strict:
         return f"{key}.{unknown[0]} is an unknown member"
     if len(images) != 1:
         return f"the sample {key} has {'several images' if images else 'no image'}"
@@ -109,9 +110,9 @@ def parse_tfrecords(data: Any) -> Iterator[Parsed]:
         yield Parsed(bytes(features[ENCODED]), features[LABEL])
 
 
-def parser_of(kind: str) -> Parse:
-    """What parses shards of a format."""
-    return parse_tar if kind == TAR else parse_tfrecords
+def parser_of(shards: Shards) -> Parse:
+    """What parses shards, whatever the framework."""
+    return partial(parse_tar, strict=shards.strict) if shards.kind == TAR else parse_tfrecords
 
 
 def read_run(storage: Storage, shards: Shards, run: Run) -> Any:
@@ -171,7 +172,7 @@ def read_sample(storage: Storage, catalog: Catalog, index: int) -> Any:
     position = shards.position_of(index)
     run = shards.run(shards.shard_of(position), position, position + 1)
     ((_, content),) = samples_of(
-        storage, shards, run, read_run(storage, shards, run), parser_of(shards.kind), catalog.sizes_bytes
+        storage, shards, run, read_run(storage, shards, run), parser_of(shards), catalog.sizes_bytes
     )
     return content
 

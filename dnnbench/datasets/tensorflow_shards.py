@@ -52,7 +52,7 @@ class ShardPipeline(MeteredPipeline):
     def __init__(self, dataset: RandomAccessDataset, plan: ShardPlan, section: Any) -> None:
         check_reads_shards(dataset)
         self._plan = plan
-        self._parse: Parse = parse_by_tensorflow if plan.shards.kind == TFRECORD else parser_of(plan.shards.kind)
+        self._parse: Parse = parse_by_tensorflow if plan.shards.kind == TFRECORD else parser_of(plan.shards)
         self._held: dict[int, Any] = {}
         self._used_bytes = 0
         dataset.concurrency = None

@@ -47,7 +47,7 @@ class ShardBatches(Shipped, IterableDataset[Envelope]):
         def decoded() -> Iterator[tuple[int, tuple[Any, int]]]:
             nonlocal used_bytes
             read = plan.samples(
-                dataset.storage, dataset.catalog.sizes_bytes, parser_of(plan.shards.kind),
+                dataset.storage, dataset.catalog.sizes_bytes, parser_of(plan.shards),
                 int(self.number.item()), worker, workers,
             )  # fmt: skip
             for index, content in read:
