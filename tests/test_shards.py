@@ -1,6 +1,7 @@
 """Shards: packed to the same bytes, indexed, shared out with nothing twice, and named with the byte where damaged."""
 
 import io
+import itertools
 import tarfile
 
 import numpy as np
@@ -141,13 +142,17 @@ def shards_of(counts, kind="tar"):
 @settings(max_examples=150)
 def test_shares_are_everything_once_however_few_the_shards(counts, ranks, workers, range_bytes, shuffle, number):
     shards = shards_of(counts)
-    read, sizes = [], []
+    read = []
     for rank in range(ranks):
         plan = plan_of(shards, RankShare(rank, ranks), range_bytes=range_bytes, shuffle=shuffle)
-        mine = [run for worker in range(workers) for run in plan.runs(number, worker, workers)]
+        by_worker = [plan.runs(number, worker, workers) for worker in range(workers)]
+        mine = [run for runs in by_worker for run in runs]
         assert sum(run.last - run.first for run in mine) == len(RankShare(rank, ranks).of(sum(counts)))
         read += mine
-        sizes.append(len(mine))
+        for run, later in (pair for runs in by_worker for pair in itertools.pairwise(runs)):
+            # No more readings than it takes.
+            together = run.last == later.first and run.shard == later.shard
+            assert not together or (range_bytes and later.begin + 10 - run.begin > range_bytes)
     assert sorted(p for run in read for p in range(run.first, run.last)) == list(range(sum(counts)))
     for run in read:
         assert run.first < run.last
