@@ -683,13 +683,13 @@ def test_ranks_share_the_shards_with_as_many_batches(kind):
     assert lengths == {2}
 
 
+@pytest.mark.parametrize("position", [2, COUNT - 1])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_damaged_shard_is_named_with_the_byte(kind):
+def test_a_damaged_shard_is_named_with_the_byte(kind, position):
     storage, catalog = _in_shards(kind)
-    key, begin = catalog.shards.keys[0], int(catalog.shards.begins[2])
+    key, begin = catalog.shards.keys[catalog.shards.shard_of(position)], int(catalog.shards.begins[position])
     data = bytearray(storage.contents[key])
-    # Of a tar the picture, of a TFRecord what its CRC is of.
-    data[begin + 560] ^= 0x55
+    # Of a tar the header's checksum tells, of a TFRecord the record's CRC.
     data[begin + 40] ^= 0x55
     storage.contents[key] = bytes(data)
     loader = _sharded(storage, catalog, "dataset.shards.read=whole", access="sequential")

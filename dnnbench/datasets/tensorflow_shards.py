@@ -83,6 +83,15 @@ class ShardPipeline(MeteredPipeline):
             self._error = self._error or exc
             return np.zeros(self._image_shape, self._image_dtype), np.int64(-1)
 
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        try:
+            return super()._next(iterator)
+        except tf.errors.OpError:
+            # Where samples are missing TensorFlow says that, and not why.
+            if self._error is not None:
+                raise self._error from None
+            raise
+
     def _begin(self) -> None:
         self._held, self._used_bytes = {}, 0
         super()._begin()
