@@ -20,7 +20,7 @@ def measured(tmp_path_factory):
     done = bench(
         f"--dnn-config={config}", f"--benchmark-json={out}", "--dnn-set=dataset.format=files,tar,tfrecord",
         "--dnn-set=execution.rounds=2", "--dnn-set=dataset.shards.range_mib=0.001,0.002", "-rs",
-        "-k", "listing or serial or loader or training or inference or ladder",
+        "-k", "listing or serial or (loader and random) or training or ((inference or ladder) and tar)",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     records = {one["name"]: one["extra_info"] for one in json.loads(out.read_text())["benchmarks"]}
@@ -63,7 +63,6 @@ def test_what_chooses_samples_is_skipped_with_the_reason(measured):
     records, printed = measured
     assert "a ladder chooses a part of the samples, which lie in shards" in printed
     assert "inference on what is held out chooses" in printed
-    assert "test_ladder[fs-posix-torch-random-format=files]" in records
     assert not any("ladder" in name and "tar" in name for name in records)
 
 
