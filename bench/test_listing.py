@@ -3,5 +3,5 @@
 from dnnbench.workloads import Listing
 
 
-def test_listing(measure, storage, catalog, sources, labels, listing_workers):
-    measure(Listing(storage, catalog, sources, labels, listing_workers))
+def test_listing(measure, storage, objects, sources, labels, listing_workers):
+    measure(Listing(storage, objects, sources, labels, listing_workers))

@@ -8,5 +8,5 @@ IN_FLIGHT = {"serial": None, "c1": 1, "c8": 8, "c32": 32}
 
 
 @pytest.mark.parametrize("concurrency", IN_FLIGHT)
-def test_read(measure, storage, catalog, concurrency, order_seed, share):
-    measure(Reading(storage, catalog, IN_FLIGHT[concurrency], order_seed, share))
+def test_read(measure, storage, objects, concurrency, order_seed, share):
+    measure(Reading(storage, objects, IN_FLIGHT[concurrency], order_seed, share))

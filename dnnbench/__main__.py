@@ -84,16 +84,24 @@ def _parser() -> argparse.ArgumentParser:
     manifest.set_defaults(command=_manifest)
     manifest.add_argument("places", metavar="PLACE", nargs="+", help=f"a source: {places}")
 
+    pack = commands.add_parser("pack", help="pack a data set into shards, for dataset.format=tar or tfrecord")
+    pack.set_defaults(command=_pack)
+    pack.add_argument("catalog", metavar="CATALOG", help=f"a source, or what holds some: {places}")
+    pack.add_argument("destination", metavar="DEST", help=f"receives them, for each source in its place: {places}")
+    pack.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="default tar, as WebDataset has it")
+    pack.add_argument("--shard-size", metavar="SIZE", type=_size, default="128MiB", help="at most (default 128MiB)")
+    pack.add_argument("--seed", type=int, default=0, help="of the samples' order (default 0)")
+
     _add_compare(commands)
     _add_baseline(commands)
     _add_ab(commands)
     _add_report(commands)
     _add_plan(commands)
 
-    for command in (generate, copy, predict, manifest):
+    for command in (generate, copy, predict, manifest, pack):
         command.add_argument("--config", metavar="FILE", help="configuration file: credentials, endpoints, categories")
         command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key of it")
-    for command in (generate, copy, manifest):
+    for command in (generate, copy, manifest, pack):
         command.add_argument("--concurrency", type=_positive, default=16, help="objects in flight (default 16)")
         command.add_argument("--overwrite", action="store_true", help="replace objects that exist")
     return parser
@@ -290,6 +298,38 @@ def _copy(options: argparse.Namespace) -> None:
 
     config = _configuration(options)
     _transfer(options, config, items_of(*parse_place(options.source, config)))
+
+
+def _size(text: str) -> int:
+    from dnnbench.pack import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"expected {exc}") from exc
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from dnnbench.pack import pack
+    from dnnbench.transfer import parse_place
+
+    config = _configuration(options)
+    start_s = time.perf_counter()
+    done = pack(
+        *parse_place(options.catalog, config),
+        *parse_place(options.destination, config),
+        config.dataset.label,
+        kind=options.format,
+        shard_bytes=options.shard_size,
+        seed=options.seed,
+        concurrency=options.concurrency,
+        overwrite=options.overwrite,
+    )
+    rate = done.bytes / 1e6 / (time.perf_counter() - start_s)
+    print(
+        f"{options.destination}: {done.samples:,} samples of {done.sources} sources in {done.shards:,} shards, "
+        f"{done.bytes:,} bytes, {rate:.1f} MB/s"
+    )
 
 
 def _manifest(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dnnbench.errors import DnnbenchError
-from dnnbench.images import EXTENSIONS, is_image_name
+from dnnbench.images import EXTENSIONS
 from dnnbench.outputs import goes_with
 from dnnbench.packed_names import CHUNK_SAMPLES, Int64s, Names, chunks
 from dnnbench.storage.base import OF_SERVER, Entry, Item, Storage
@@ -30,7 +30,6 @@ from dnnbench.storage.errors import NotFoundError
 
 # Of the columns in a file: numbers of eight bytes are read where eight divides their address.
 _ALIGNMENT = 64
-_LONGEST_EXTENSION = max(map(len, EXTENSIONS))
 # What each object that is read is held against (``dataset.verify``).
 NONE, LENGTH, CHECKSUM = "none", "length", "checksum"
 SHA256_BYTES = hashlib.sha256().digest_size
@@ -80,6 +79,10 @@ class Catalog:
         numbers = np.asarray(group_numbers, dtype=_number_type(self.groups))
         self._hold([names.offsets, names.block, _narrow(np.asarray(sizes_bytes)), numbers, _NO_SHA256])
         self.verify = LENGTH
+        # How the names of samples end.
+        self.extensions: tuple[str, ...] = EXTENSIONS
+        # Where the samples lie, where they are no objects of their own but parts of shards (`dnnbench.shards`).
+        self.shards: Any = None
         self._hash: str | None = None
         self._spilled: str | None = None
 
@@ -89,6 +92,10 @@ class Catalog:
     def key(self, index: int) -> str:
         """The key of a sample, as `Storage.read` takes it."""
         return os.fsdecode(self._group(index).prefix + self._names[index])
+
+    def object_keys(self) -> Iterator[str]:
+        """The keys of the objects that hold the samples: one for each, or those of the shards."""
+        return map(self.key, range(len(self))) if self.shards is None else iter(self.shards.keys)
 
     def relative_key(self, index: int) -> str:
         """The key below source and category: the same on every storage."""
@@ -176,7 +183,12 @@ class Catalog:
         return self._hash
 
     def select(self, indices: Sequence[int] | Int64s) -> Catalog:
-        """A catalog of some of the samples, in the order given."""
+        """A catalog of some of the samples, in the order given. Raises `CatalogError` where they lie in shards."""
+        if self.shards is not None:
+            raise CatalogError(
+                "a part of a data set cannot be chosen from shards, which hold its samples in any order; measure this "
+                "on single files (dataset.format=files)"
+            )
         chosen = np.asarray(indices, dtype=np.int64)
         catalog = Catalog(
             self.groups,
@@ -217,14 +229,15 @@ class Catalog:
     def state(self) -> tuple[Any, ...]:
         """All of it as plain values and arrays, for processes that share no files with this one; see `of_state`."""
         columns = [np.asarray(column) for column in self._columns()]
-        return self.groups, self.label_names, self.verify, dict(self.left_out), columns
+        told = self.verify, dict(self.left_out), self.extensions, self.shards
+        return self.groups, self.label_names, *told, columns
 
     @classmethod
     def of_state(cls, state: tuple[Any, ...]) -> Catalog:
         """The catalog that has this `state`."""
         catalog = cls.__new__(cls)
-        catalog.groups, catalog.label_names, catalog.verify, left_out, columns = state
-        catalog.left_out = Counter(left_out)
+        catalog.groups, catalog.label_names, catalog.verify, left_out, extensions, shards, columns = state
+        catalog.left_out, catalog.extensions, catalog.shards = Counter(left_out), extensions, shards
         catalog._hash, catalog._spilled = None, None
         catalog._hold(columns)
         return catalog
@@ -232,7 +245,8 @@ class Catalog:
     # A pickled catalog is the path of a file that every process maps: one copy for all of them.
     def __reduce__(self) -> tuple[Any, ...]:
         path = self._spill()
-        return _map_file, (path, self._layout(), self.groups, self.label_names, self.verify)
+        told = self.verify, self.left_out, self.extensions, self.shards
+        return _map_file, (path, self._layout(), self.groups, self.label_names, *told)
 
     def _columns(self) -> list[npt.NDArray[Any]]:
         sha256 = self._sha256.reshape(-1)
@@ -267,11 +281,12 @@ def single(entry: Entry, label_names: Sequence[str]) -> Catalog:
 
 
 def _map_file(
-    path: str, layout: _Layout, groups: tuple[Group, ...], label_names: tuple[str, ...], verify: str
-) -> Catalog:
+    path: str, layout: _Layout, groups: tuple[Group, ...], label_names: tuple[str, ...], verify: str,
+    left_out: Counter[str], extensions: tuple[str, ...], shards: Any,
+) -> Catalog:  # fmt: skip
     catalog = Catalog.__new__(Catalog)
-    catalog.groups, catalog.label_names, catalog.left_out = groups, label_names, Counter()
-    catalog.verify = verify
+    catalog.groups, catalog.label_names, catalog.left_out = groups, label_names, left_out
+    catalog.verify, catalog.extensions, catalog.shards = verify, extensions, shards
     catalog._hash, catalog._spilled = None, path
     catalog._hold(_map_columns(path, layout))
     return catalog
@@ -299,10 +314,18 @@ class CatalogBuilder:
     """Packs a listing page by page, in any order and from any thread.
 
     Group ``i`` is what is listed below ``prefixes[i]``: one source and category, in the order of
-    both. ``sources`` are "" or end in "/". ``storage`` is only named in messages.
+    both. ``sources`` are "" or end in "/". ``storage`` is only named in messages. The names of samples have one of
+    the ``extensions``, which are lower-case.
     """
 
-    def __init__(self, storage: Storage, sources: Sequence[str], labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        sources: Sequence[str],
+        labels: Sequence[str],
+        extensions: tuple[str, ...] = EXTENSIONS,
+    ) -> None:
+        self._extensions = extensions
         places = [(source, label) for source in range(len(sources)) for label in range(len(labels))]
         self.prefixes = [f"{sources[source]}{labels[label]}/" for source, label in places]
         # The paths of files below the folder "." come without it.
@@ -329,8 +352,8 @@ class CatalogBuilder:
                 raise CatalogError(f"{self._storage.label}: {prefix}: the listing has {key!r}, which is not below it")
         relative = [key[len(prefix) :] for key in keys]
         left_out: Counter[str] = Counter()
-        if not _are_samples(relative, sizes_bytes):
-            reasons = [*map(_why_left_out, relative, sizes_bytes)]
+        if not _are_samples(relative, sizes_bytes, self._extensions):
+            reasons = [_why_left_out(*one, self._extensions) for one in zip(relative, sizes_bytes, strict=True)]
             left_out.update(filter(None, reasons))
             relative = [name for name, reason in zip(relative, reasons, strict=True) if not reason]
             sizes_bytes = tuple(size for size, reason in zip(sizes_bytes, reasons, strict=True) if not reason)
@@ -363,7 +386,7 @@ class CatalogBuilder:
             pages += in_order
             of_group.clear()
         numbers = np.arange(len(self._groups), dtype=_number_type(self._groups))
-        return Catalog(
+        catalog = Catalog(
             self._groups,
             np.repeat(numbers, counts),
             Names.joined([page.names for page in pages]),
@@ -371,6 +394,8 @@ class CatalogBuilder:
             self._labels,
             sum(self._left_out, Counter()),
         )
+        catalog.extensions = self._extensions
+        return catalog
 
 
 def _in_order(pages: list[_Page]) -> tuple[list[_Page], bytes | None]:
@@ -389,7 +414,13 @@ def _in_order(pages: list[_Page]) -> tuple[list[_Page], bytes | None]:
     return [_Page(names, sizes_bytes[order], True)], names[int(repeated[0])] if len(repeated) else None
 
 
-def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str], workers: int) -> Catalog:
+def list_catalog(
+    storage: Storage,
+    sources: Sequence[str],
+    labels: Sequence[str],
+    workers: int,
+    extensions: tuple[str, ...] = EXTENSIONS,
+) -> Catalog:
     """Lists every source and category, ``workers`` at a time. ``sources`` are "" or end in "/".
 
     Left out, and counted: objects that no image has the name of, hidden ones (a part of the key
@@ -397,7 +428,7 @@ def list_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[str]
     Raises `CatalogError` for a category that has no image in any source or is missing in one, and
     the errors of the storage.
     """
-    builder = CatalogBuilder(storage, sources, labels)
+    builder = CatalogBuilder(storage, sources, labels, extensions)
     try:
         for group_number, page in storage.list_many(builder.prefixes, workers):
             builder.add(group_number, page)
@@ -416,20 +447,26 @@ def is_sample(relative: str) -> bool:
     return not _why_left_out(relative, 1)
 
 
-def _are_samples(relative: Sequence[str], sizes_bytes: Sequence[int]) -> bool:
+def _are_samples(relative: Sequence[str], sizes_bytes: Sequence[int], extensions: tuple[str, ...]) -> bool:
     """Whether `_why_left_out` has nothing against any key of a page, where that is seen without looking at each."""
     # A line break in a key may hide nothing, but look like the beginning of a hidden one.
     text = "\n".join(("", *relative))
-    endings = {name[-_LONGEST_EXTENSION:] for name in relative}
-    return "\n." not in text and "/." not in text and all(sizes_bytes) and all(map(is_image_name, endings))
+    longest = max(map(len, extensions))
+    endings = {name[-longest:] for name in relative}
+    return (
+        "\n." not in text
+        and "/." not in text
+        and all(sizes_bytes)
+        and all(end.lower().endswith(extensions) for end in endings)
+    )
 
 
-def _why_left_out(relative: str, size_bytes: int) -> str:
+def _why_left_out(relative: str, size_bytes: int, extensions: tuple[str, ...] = EXTENSIONS) -> str:
     if relative.endswith("/") or not relative:
         return "folder_marker"
     if any(part.startswith(".") for part in relative.split("/")):
         return "hidden"
-    if not is_image_name(relative):
+    if not relative.lower().endswith(extensions):
         return "not_image"
     return "" if size_bytes else "empty"
 

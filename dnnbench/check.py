@@ -97,6 +97,11 @@ def _on_synthetic_data(config: Config) -> Iterator[Config]:
         digests: dict[str, bytes] = {}
         transfer(made, FileStorage(), folder, progress=False, digests=digests)
         write_manifests(FileStorage(), folder, made, digests)
+        if config.dataset.format != "files":
+            from dnnbench.pack import pack
+
+            kind, labels = config.dataset.format, config.dataset.label
+            pack(FileStorage(), folder, FileStorage(), folder, labels, kind=kind, progress=False)
         yield config.with_storage(format="fs", name="fs", fs=FsStorage(data_dir=[f"{folder}/source1"]))
 
 
@@ -138,18 +143,32 @@ def _list(config: Config, storage: Any) -> tuple[str, Any]:
 
     page: Any = OnePage()
     sources, labels = sources_of(config, storage.name), config.dataset.label
+    if config.dataset.format != "files":
+        return _list_shards(config, storage, sources)
     listed = list_catalog(page, sources, labels, config.execution.workers)
     catalog = expecting(config.dataset.verify, storage, sources, listed, whole=False)
     check_verifiable(storage, catalog)
     return f"{len(sources)} sources x {len(labels)} categories, {len(catalog):,} images on the first pages", catalog
 
 
+def _list_shards(config: Config, storage: Any, sources: Sequence[str]) -> tuple[str, Any]:
+    """All shards: there are few."""
+    from dnnbench.shards import list_shards, sharded_catalog
+
+    kind, folder = config.dataset.format, config.dataset.shards.folder
+    objects = list_shards(storage, sources, kind, config.execution.workers, folder)
+    catalog = sharded_catalog(storage, sources, config.dataset.label, objects)
+    return f"{len(sources)} sources, {len(objects):,} {kind} shards of {len(catalog):,} images", catalog
+
+
 def _read(config: Config, storage: Any, catalog: Any) -> tuple[str, bool]:
+    from dnnbench.datasets.shard_reads import read_sample
     from dnnbench.images import DecodeError, decode
     from dnnbench.storage.errors import CorruptError
 
     key, size_bytes = catalog.key(0), catalog.size_bytes(0)
-    data = storage.read(*catalog.item(0))
+    in_shard = catalog.shards is not None
+    data = bytes(read_sample(storage, catalog, 0)) if in_shard else storage.read(*catalog.item(0))
     height, width = config.dataset.image_dimension
     try:
         pixels = decode(
@@ -168,11 +187,13 @@ def _batch(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[
     from dnnbench.trained import load_builder
 
     build = load_builder({"PyTorch": "torch", "TensorFlow": "tf"}[framework])
-    # Spread over the catalog, so that a batch has more than one category.
-    count = min(config.framework.batch_size, len(catalog))
-    some = catalog.select(np.linspace(0, len(catalog) - 1, count).astype(int))
     steps = config.execution.steps
     try:
+        if catalog.shards is not None:
+            return _first_of_shards(config, storage, catalog, build), True
+        # Spread over the catalog, so that a batch has more than one category.
+        count = min(config.framework.batch_size, len(catalog))
+        some = catalog.select(np.linspace(0, len(catalog) - 1, count).astype(int))
         loader = build.make_loader(config, storage, some, "random")
         try:
             storage.meter.take()
@@ -188,6 +209,24 @@ def _batch(config: Config, storage: Any, catalog: Any, framework: str) -> tuple[
         if "name" in config.framework.model_fields_set:
             raise
         return f"will be skipped: {exc}", True
+
+
+def _first_of_shards(config: Config, storage: Any, catalog: Any, build: Any) -> str:
+    """The first batch that comes out of the shards: an epoch would read all of them."""
+    loader = build.make_loader(config, storage, catalog, "random")
+    try:
+        images, labels = loader.keep(next(iter(loader)))
+        steps = config.execution.steps
+        if not (steps.model and (steps.training or steps.inference)):
+            return f"{len(labels)} images loaded; execution.steps trains nothing"
+        batch = build.memory_loader([(images, labels)], loader)
+        one_epoch = config.model_copy(update={"framework": config.framework.model_copy(update={"epochs": 1})})
+        trainer = build.make_trainer(one_epoch, batch, len(catalog.label_names))
+        trainer.warm_up()
+        trainer.train()
+        return f"{type(trainer.model).__name__} trained on {len(labels)} images"
+    finally:
+        loader.close()
 
 
 def _train(config: Config, storage: Any, catalog: Any, build: Any, loader: Any) -> str:

@@ -317,6 +317,7 @@ def record(
         "repeated_rounds": [_round_record(one, listing, cores) for one in repeated],
     }
     if not listing:
+        figures["used_bytes"] = used_bytes(rounds)
         figures.update(_first_and_later(rounds))
         figures["verified"] = total.verified
         figures["mib_per_s"] = per_second(content_bytes / MIB, wall_ns)
@@ -442,12 +443,30 @@ def _inference_record(inferences: Sequence[Inference]) -> dict[str, Any]:
     }
 
 
-def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected: int, checksums: bool = False) -> None:
+@dataclass(frozen=True)
+class ShardReadings:
+    """Of a pass over shards: the bytes of the samples that came out of them; the readings planned, and their bytes."""
+
+    used_bytes: int | None
+    reads: int
+    read_bytes: int
+
+
+def check_pass(
+    what: str,
+    indices: Any,
+    tally: Tally,
+    sizes_bytes: Any,
+    expected: int,
+    checksums: bool = False,
+    of_shards: ShardReadings | None = None,
+) -> None:
     """Holds one pass over a catalog against it: each sample once, as many as expected, and their bytes.
 
     ``indices`` and ``sizes_bytes`` are arrays of whole numbers. Reads that a user's dataset made by itself may
     leave out a little of each object, such as what follows a picture's end. With ``checksums``, each read must have
-    been held against one. Raises `MeasurementError`.
+    been held against one. Of samples that lie in shards, ``of_shards``, the bytes are those that came out of them, and
+    the reads the ones that were planned. Raises `MeasurementError`.
     """
     import numpy as np
 
@@ -465,6 +484,9 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
     came[indices] = True
     if np.count_nonzero(came) != len(indices):
         raise MeasurementError(f"{what}: some samples were read more than once in one pass")
+    if of_shards is not None:
+        _check_shards(what, tally, int(sizes_bytes[indices].sum()), of_shards)
+        return
     if reads != expected:
         raise MeasurementError(
             f"{what}: {reads} objects were read at the storage for {expected} samples; a dataset of your own reads "
@@ -479,4 +501,18 @@ def check_pass(what: str, indices: Any, tally: Tally, sizes_bytes: Any, expected
         raise MeasurementError(
             f"{what}: {verified} of {reads} objects were held against a checksum, as dataset.verify asks; a dataset of "
             "your own hands on the key as it gets it: self.storage.read(image)"
+        )
+
+
+def _check_shards(what: str, tally: Tally, expected_bytes: int, of_shards: ShardReadings) -> None:
+    if of_shards.used_bytes != expected_bytes:
+        raise MeasurementError(
+            f"{what}: samples of {of_shards.used_bytes} bytes came out of the shards, but the catalog says "
+            f"{expected_bytes}"
+        )
+    made, planned = (len(tally.latency_ns), tally.read_bytes), (of_shards.reads, of_shards.read_bytes)
+    if made != planned:
+        raise MeasurementError(
+            f"{what}: {made[0]} readings of {made[1]} bytes were made of the shards, but {planned[0]} of {planned[1]} "
+            "were planned"
         )

@@ -14,7 +14,7 @@ from dnnbench import __version__
 from dnnbench.probe import cores
 
 PACKAGES = (
-    "torch", "tensorflow", "keras", "boto3", "botocore", "obstore", "s3torchconnector",
+    "torch", "tensorflow", "keras", "boto3", "botocore", "obstore", "s3torchconnector", "webdataset",
     "numpy", "pillow", "pydantic", "pytest", "pytest-benchmark", "moto",
 )  # fmt: skip
 

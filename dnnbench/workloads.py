@@ -17,7 +17,8 @@ import numpy.typing as npt
 from dnnbench.catalog import CHECKSUM, Catalog, list_catalog
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics import EpochFigures, Inference, Round, Tally, check_pass
+from dnnbench.images import EXTENSIONS
+from dnnbench.metrics import EpochFigures, Inference, Round, ShardReadings, Tally, check_pass
 from dnnbench.storage.base import Item, Storage
 from dnnbench.training.emulated import Emulation
 from dnnbench.training.history import learned, of_passes
@@ -53,6 +54,11 @@ class Workload(Protocol):
         """Objects or samples done so far in this round, for a live display."""
 
 
+def part_of(catalog: Catalog) -> str:
+    """Which part of a data set a catalog of its objects is: all of its files, or its shards of one format."""
+    return "all" if catalog.extensions == EXTENSIONS else catalog.label_names[0]
+
+
 class Listing:
     """Lists every source and category in parallel and builds the catalog."""
 
@@ -67,7 +73,7 @@ class Listing:
     ) -> None:
         self.what = "list"
         self.storage, self.catalog = storage, catalog
-        self.total = len(catalog)
+        self.total, self.part = len(catalog), part_of(catalog)
         self._sources, self._labels, self._workers = sources, labels, workers
         self._listed: Catalog | None = None
 
@@ -80,7 +86,7 @@ class Listing:
         return True
 
     def run(self) -> None:
-        self._listed = list_catalog(self.storage, self._sources, self._labels, self._workers)
+        self._listed = list_catalog(self.storage, self._sources, self._labels, self._workers, self.catalog.extensions)
 
     def account(self) -> Round:
         tally = self.storage.meter.take()
@@ -117,7 +123,7 @@ class Reading:
         self.what = "read" if concurrency is None else f"read c{concurrency}"
         self.storage, self.catalog = storage, catalog
         self._mine = share.of(len(catalog))
-        self.total = len(self._mine)
+        self.total, self.part = len(self._mine), part_of(catalog)
         self._concurrency, self._seed = concurrency, seed
         self._items: list[Item] = []
         self._order = np.empty(0, dtype=np.int64)
@@ -234,6 +240,7 @@ class Loading:
                 self.catalog.sizes_bytes,
                 self.loader.expected_samples,
                 self.catalog.verify == CHECKSUM,
+                ShardReadings(epoch.used_bytes, *epoch.readings()) if epoch.readings is not None else None,
             )
             figures.append(
                 EpochFigures(
@@ -258,6 +265,7 @@ class Loading:
         return Round(
             objects=sum(figure.samples for figure in figures),
             tally=total,
+            used_bytes=None if self.catalog.shards is None else sum(epoch.used_bytes for epoch in epochs),
             epochs=figures,
             worker_cpu_ns=sum(epoch.worker_cpu_ns for epoch in epochs),
             indices=[epoch.indices for epoch in epochs],

@@ -16,19 +16,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fakes import MemoryStorage, image_bytes, make_catalog, make_contents
+from fakes import LABELS, MemoryStorage, image_bytes, make_catalog, make_contents
 
 from dnnbench.config import ConfigError, expand_settings
+from dnnbench.datasets.shares import RankShare
 from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset, TensorFlowImageClassificationDataset
 from dnnbench.errors import MeasurementError
 from dnnbench.images import decode
 from dnnbench.models.tensorflow import ConvNet, NeuralNetwork
+from dnnbench.pack import pack
+from dnnbench.shards import FORMATS, list_shards, sharded_catalog
 from dnnbench.storage import CorruptError, Entry
 from dnnbench.trained import Trained, TrainedModelError, save_trained
-from dnnbench.training import tensorflow_build
+from dnnbench.training import tensorflow_build, torch_build
 from dnnbench.training.emulated import Emulation
 from dnnbench.training.tensorflow import DNNTrain, RandomAccessDatasetTrain, resolve_device
-from dnnbench.workloads import Training
+from dnnbench.workloads import Loading, Training
 
 ROOT = Path(__file__).parent.parent
 COUNT = 22
@@ -570,7 +573,8 @@ def torch_epoch():
     loader.close()
 
 def tf_epoch():
-    from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowImageClassificationDataset
+    from dnnbench.datasets.shares import RankShare
+from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowImageClassificationDataset
     dataset = TensorFlowImageClassificationDataset()
     dataset.bind(MemoryStorage(make_contents(20)), make_catalog(make_contents(20)))
     assert sum(len(labels) for _, labels in MeteredPipeline(dataset, 4)) == 20
@@ -626,3 +630,69 @@ def test_a_pipeline_and_a_trained_network_leave_nothing_behind():
     del batches
     gc.collect()
     assert gone() is None
+
+
+def _in_shards(kind, count=COUNT, **storage):
+    """(storage, catalog) of samples in a few shards."""
+    held = MemoryStorage(make_contents(count), **storage)
+    pack(held, "", held, "", LABELS, kind=kind, shard_bytes=9000, progress=False)
+    return held, sharded_catalog(held, [""], LABELS, list_shards(held, [""], kind, 2))
+
+
+def _sharded(storage, catalog, *settings, access="random", share=RankShare()):  # noqa: B008 (frozen)
+    config = expand_settings({}, ["framework.batch_size=4", "dataset.label=[roses,tulips]", *settings])[0].config
+    return tensorflow_build.make_loader(config, storage, catalog, access, share)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("settings", [(), ("framework.TensorFlow.reading=concurrent",), ("dataset.shards.read=whole",)])
+def test_samples_in_shards_come_once_in_the_order_of_pytorchs_and_are_accounted_for(kind, settings):
+    storage, catalog = _in_shards(kind)
+    range_of = "dataset.shards.range_mib=0.003"
+    loader = _sharded(storage, catalog, range_of, *settings)
+    twin = torch_build.make_loader(
+        expand_settings({}, ["framework.batch_size=4", "dataset.label=[roses,tulips]", range_of, *settings,
+                             "framework.PyTorch.DataLoader.num_workers=0"])[0].config,
+        storage, catalog, "random",
+    )  # fmt: skip
+    workload = Loading(storage, catalog, loader, "tf loader random")
+    orders = []
+    for number in range(2):
+        workload.prepare(number)
+        batches = list(loader)
+        orders.append([int(value) for images, _ in batches for value in images[:, 0, 0].numpy()])
+        one = workload.account()
+        assert (one.objects, one.used_bytes) == (COUNT, catalog.total_bytes)
+        assert len(batches) == len(loader)
+        for images, labels in batches:
+            assert (images[:, 0, 0].numpy() % 2 == labels.numpy()).all()
+    assert sorted(orders[0]) == list(range(COUNT))
+    assert orders[0] != orders[1]
+    assert orders == [[int(v) for images, _ in twin for v in images[:, 0, 0]] for _ in range(2)]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_ranks_share_the_shards_with_as_many_batches(kind):
+    storage, catalog = _in_shards(kind, 21)
+    came, lengths = [], set()
+    for rank in range(3):
+        loader = _sharded(storage, catalog, share=RankShare(rank, 3))
+        came += [int(value) for images, _ in loader for value in images[:, 0, 0].numpy()]
+        lengths.add(len(loader))
+    assert sorted(came) == list(range(21))
+    assert lengths == {2}
+
+
+@pytest.mark.parametrize("position", [2, COUNT - 1])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_shard_is_named_with_the_byte(kind, position):
+    storage, catalog = _in_shards(kind)
+    key, begin = catalog.shards.keys[catalog.shards.shard_of(position)], int(catalog.shards.begins[position])
+    data = bytearray(storage.contents[key])
+    # Of a tar the header's checksum tells, of a TFRecord the record's CRC.
+    data[begin + 40] ^= 0x55
+    storage.contents[key] = bytes(data)
+    loader = _sharded(storage, catalog, "dataset.shards.read=whole", access="sequential")
+    with pytest.raises(CorruptError, match=f"at byte {begin:,}:") as caught:
+        list(loader)
+    assert caught.value.key == key

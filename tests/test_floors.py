@@ -16,9 +16,11 @@ FLOORS = [
     # What knows no storage: figures and how they are written, and what the machine says of itself.
     "dnnbench.metrics dnnbench.metrics_rounds dnnbench.metrics_curves dnnbench.metrics_csv dnnbench.journal"
     " dnnbench.metrics_ranks dnnbench.metrics_money dnnbench.ranks dnnbench.secrets dnnbench.outputs dnnbench.config"
-    " dnnbench.plugins dnnbench.probe dnnbench.calm dnnbench.provenance dnnbench.packed_names",
+    " dnnbench.plugins dnnbench.probe dnnbench.calm dnnbench.provenance dnnbench.packed_names dnnbench.tfrecord",
     "dnnbench.storage dnnbench.images",
-    "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer",
+    "dnnbench.catalog dnnbench.manifest dnnbench.synth dnnbench.servers dnnbench.transfer dnnbench.shards"
+    " dnnbench.shard_scan"
+    " dnnbench.pack",
     # Beside what trains: what is timed of it, and what it leaves behind.
     "dnnbench.datasets dnnbench.models dnnbench.training dnnbench.diagnosis dnnbench.workloads dnnbench.trained"
     " dnnbench.sampling dnnbench.ranged dnnbench.ladder dnnbench.knee dnnbench.accelerator",

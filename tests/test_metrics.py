@@ -349,7 +349,7 @@ READS, LOADERS = set(KINDS) - {"listing"}, {"loader", "training", "inference", "
 # What is not in the record of every benchmark, by the beginning of its key.
 ONLY_OF = {
     "bytes": READS, "verif": READS, "mib_per_s": READS, "latency": READS, "samples": LOADERS, "first_batch": LOADERS,
-    "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
+    "used_bytes": READS, "first_step": LOADERS, "first_reads": READS, "later_reads": READS, "server_cache": READS,
     "course": LOADERS, "waiting": LOADERS, "computing": LOADERS, "worker_start": LOADERS, "epochs": LOADERS,
     "loss": {"training"}, "accuracy": {"training", "inference"}, "confusion": {"inference"},
     "batch_latency": {"inference"},

@@ -129,7 +129,7 @@ def test_errors_that_point_at_each_other_come_to_an_end():
 
 def test_of_an_error_in_a_loader_worker_nothing_is_told_that_lies_behind_ours():
     # Whatever is not ours torch hands on as the text of its traceback.
-    from dnnbench.datasets.torch_worker import _pack
+    from dnnbench.datasets.torch_worker import pack_batch
 
     def samples():
         try:
@@ -139,7 +139,7 @@ def test_of_an_error_in_a_loader_worker_nothing_is_told_that_lies_behind_ours():
         yield
 
     with pytest.raises(RuntimeError) as caught:
-        _pack(SimpleNamespace(storage=SimpleNamespace(meter=Meter())), samples)
+        pack_batch(SimpleNamespace(storage=SimpleNamespace(meter=Meter())), samples)
     told = "".join(traceback.format_exception(caught.value))
     assert "the storage said no" in told
     # The lines of the source do stand there.

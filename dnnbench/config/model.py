@@ -247,21 +247,49 @@ class Access(Section):
         return self
 
 
+class Shards(Section):
+    """``dataset.shards``: how shards are read, where ``dataset.format`` is one of shards.
+
+    ``read`` whole: one GET per shard; ranges: of ``range_mib`` each, or one sample where that is larger. ``parallel``
+    of them are read at a time by each worker where the framework's ``reading`` is concurrent. ``shuffle_buffer``:
+    samples that a worker holds back to yield them in another order, where the order is random. ``folder``: that of
+    each source which holds its shards, where it is not ``shards-FORMAT``.
+    """
+
+    folder: NonEmptyStr | None = None
+    read: Literal["whole", "ranges"] = "ranges"
+    range_mib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
+    parallel: PositiveInt = 4
+    shuffle_buffer: NonNegativeInt = 256
+
+
 class Dataset(Section):
     """``dataset``: the class that reads samples, and what a sample is.
 
+    ``format``: single files, or shards of them (`dnnbench.shards`).
     ``decode`` "reduced" leaves out what ``image_dimension`` has no room for (`dnnbench.images.decode`). ``verify`` is
     what each object that is read is held against: nothing, its listed length, or a checksum too (`dnnbench.manifest`).
     """
 
     name: NonEmptyStr = "TorchImageClassificationDataset"
     access: Access = Access()
+    format: Literal["files", "tar", "tfrecord"] = "files"
+    shards: Shards = Shards()
     type: Literal["image"] = "image"
     label: list[NonEmptyStr] = ["roses", "sunflowers", "tulips", "daisy", "dandelion"]
     image_mode: Literal["grey", "colour"] = "grey"
     image_dimension: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = [32, 32]
     decode: Literal["full", "reduced"] = "full"
     verify: Literal["none", "length", "checksum"] = "length"
+
+    @model_validator(mode="after")
+    def _checksums_are_of_files(self) -> Dataset:
+        if self.format != "files" and self.verify == "checksum":
+            raise ValueError(
+                f'verify "length" where format is "{self.format}": manifests are of single files (a shard is held '
+                "against its index, and a TFRecord against its CRCs, in any case)"
+            )
+        return self
 
     @field_validator("label")
     @classmethod

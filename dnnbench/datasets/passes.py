@@ -35,6 +35,9 @@ class Epoch:
     # Of the process that iterates, where someone watched it.
     process_cpu_ns: int = 0
     complete: bool = False
+    # Of samples in shards: their own bytes, and what says how many readings there must be, of how many bytes.
+    used_bytes: int | None = None
+    readings: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
     seen: array[int] = field(default_factory=lambda: array("q"), repr=False)
     # Of each batch, what ``wait_ns`` and ``compute_ns`` are the sums of; a last wait finds that there is none.
     waits_ns: array[int] = field(default_factory=lambda: array("q"), repr=False)

@@ -9,6 +9,7 @@ from typing import Any
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.own_reads import metered
+from dnnbench.datasets.shard_reads import read_sample
 from dnnbench.images import DecodeError, decode
 from dnnbench.storage.base import ListedKey, Storage
 from dnnbench.storage.errors import CorruptError, StorageError
@@ -52,13 +53,14 @@ class ImageSamples:
         return len(self.catalog)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        key = self._key(index)
+        if self.catalog.shards is not None:
+            return self.sample_of(index, read_sample(self.storage, self.catalog, index))
         try:
-            image = self._read(key)
+            image = self._read(self._key(index))
             if self.transform is not None:
                 image = self.transform(image)
         except Exception as exc:
-            self._tell_which(key, exc)
+            self._tell_which(index, exc)
             raise
         return image, self.catalog.label(index)
 
@@ -85,16 +87,16 @@ class ImageSamples:
         else:
             items = self.catalog.items(indices)
             for position, data in self.storage.read_many(items, concurrency, in_order):
-                yield position, self._sample_of(indices[position], data)
+                yield position, self.sample_of(indices[position], data)
 
-    def _sample_of(self, index: int, content: Any) -> tuple[Any, int]:
+    def sample_of(self, index: int, content: Any) -> tuple[Any, int]:
         """A sample of what was read."""
         try:
             image = self.decode(bytes(content))
             if self.transform is not None:
                 image = self.transform(image)
         except Exception as exc:
-            self._tell_which(self._key(index), exc)
+            self._tell_which(index, exc)
             raise
         return image, self.catalog.label(index)
 
@@ -108,13 +110,19 @@ class ImageSamples:
         expected = self.catalog.item(index)
         return ListedKey(expected[0], self.catalog.size_bytes(index), expected)
 
-    def _tell_which(self, key: ListedKey, error: Exception) -> None:
+    def _tell_which(self, index: int, error: Exception) -> None:
         """Says of which object an error is; raises what is wrong with the object itself as the storage's."""
+        key: str = self._key(index)
+        where, shards = "", self.catalog.shards
+        if shards is not None:
+            position = shards.position_of(index)
+            key = shards.keys[shards.shard_of(position)]
+            where = f"at byte {shards.begins[position]:,}: the sample packed of {self.catalog.key(index)} "
         if isinstance(error, DecodeError):
-            raise CorruptError(self.storage.label, key, str(error)) from error
+            raise CorruptError(self.storage.label, key, f"{where}{error}") from error
         if not isinstance(error, StorageError):
             # A mistake of the user's own code, or an image that it cannot take: of which object, it seldom says.
-            error.add_note(f"dnnbench: this happened with {key!r}")
+            error.add_note(f"dnnbench: this happened with {key!r}{where and ' ' + where}".rstrip())
 
     def _read(self, key: ListedKey) -> Any:
         if self.storage.name != "fs":
@@ -164,7 +172,7 @@ class ReadAhead:
         try:
             for index in indices:
                 result = self._stream.take()  # type: ignore[union-attr]
-                yield index, self._dataset._sample_of(index, result) if self._usual else result
+                yield index, self._dataset.sample_of(index, result) if self._usual else result
         except BaseException:
             self._asked.clear()
             raise

@@ -23,7 +23,7 @@ from dnnbench.probe import cores
 AUTOTUNED_THREADS = 16
 
 
-def _weakly(method: Any) -> Callable[..., Any]:
+def weakly(method: Any) -> Callable[..., Any]:
     """The method as a function that does not keep its object: TensorFlow keeps what it calls as long as the process."""
     found = weakref.WeakMethod(method)
 
@@ -36,7 +36,7 @@ def _weakly(method: Any) -> Callable[..., Any]:
     return call
 
 
-def _as_written(function: Any) -> Any:
+def as_written(function: Any) -> Any:
     """The function, not rewritten by AutoGraph: that would go on into what reads a sample, and cost it 90 us each."""
     return tf.autograph.experimental.do_not_convert(function)
 
@@ -100,26 +100,30 @@ class MeteredPipeline(MeteredPasses):
         return len(self._sizes)
 
     def _build(self) -> tf.data.Dataset:
-        section = self._section
-        # A dataset of the order's numbers, and not one of the order that is unbatched: that takes 30 us a number.
-        indices = tf.data.Dataset.range(1).flat_map(_as_written(self._order_slices))
-        if self._shuffle and section.shuffle_buffer:
-            indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
-        # What makes no whole batch is left out before it is read.
-        indices = indices.take(self.expected_samples)
+        section, indices = self._section, self._indices()
         if self._calls is None:
             samples = indices.map(
-                _as_written(self._sample),
+                as_written(self._sample),
                 num_parallel_calls=section.num_parallel_calls or tf.data.AUTOTUNE,
                 deterministic=section.deterministic,
             )
             batches = self._batched(samples)
         else:
             batches = self._batched(indices).map(
-                _as_written(self._batch), num_parallel_calls=self._calls, deterministic=section.deterministic
+                as_written(self._batch), num_parallel_calls=self._calls, deterministic=section.deterministic
             )
         batches = batches.prefetch(section.prefetch or tf.data.AUTOTUNE)
         return batches.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(self._options())
+
+    def _indices(self) -> tf.data.Dataset:
+        """The samples' numbers in the order of the pass that begins."""
+        section = self._section
+        # A dataset of the order's numbers, and not one of the order that is unbatched: that takes 30 us a number.
+        indices = tf.data.Dataset.range(1).flat_map(as_written(self._order_slices))
+        if self._shuffle and section.shuffle_buffer:
+            indices = indices.shuffle(section.shuffle_buffer, seed=self._seed, reshuffle_each_iteration=True)
+        # What makes no whole batch is left out before it is read.
+        return indices.take(self.expected_samples)
 
     def _batched(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         batches = dataset.batch(self.batch_size)
@@ -138,7 +142,7 @@ class MeteredPipeline(MeteredPasses):
         return options
 
     def _order_slices(self, _: Any) -> tf.data.Dataset:
-        order = tf.numpy_function(_weakly(self._order), [], tf.int64)
+        order = tf.numpy_function(weakly(self._order), [], tf.int64)
         order.set_shape((None,))
         return tf.data.Dataset.from_tensor_slices(order)
 
@@ -151,7 +155,7 @@ class MeteredPipeline(MeteredPasses):
         return order[mine.start : mine.stop]
 
     def _sample(self, index: Any) -> tuple[Any, Any, Any]:
-        image, label = tf.numpy_function(_weakly(self._read), [index], [self._image_dtype, tf.int64])
+        image, label = tf.numpy_function(weakly(self._read), [index], [self._image_dtype, tf.int64])
         image.set_shape(self._image_shape)
         label.set_shape(())
         return image, label, index
@@ -166,7 +170,7 @@ class MeteredPipeline(MeteredPasses):
             return np.zeros(self._image_shape, self._image_dtype), np.int64(-1)
 
     def _batch(self, indices: Any) -> tuple[Any, Any, Any]:
-        images, labels = tf.numpy_function(_weakly(self._read_batch), [indices], [self._image_dtype, tf.int64])
+        images, labels = tf.numpy_function(weakly(self._read_batch), [indices], [self._image_dtype, tf.int64])
         images.set_shape((None, *self._image_shape))
         labels.set_shape((None,))
         return images, labels, indices

@@ -10,6 +10,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dnnbench.config import Config, ConfigError
 from dnnbench.datasets.passes import Epoch, MeteredPasses, epoch_order
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
+from dnnbench.datasets.torch_shards import ShardBatches, ShardedDataset
 from dnnbench.datasets.torch_worker import (
     Envelope,
     IterableBatches,
@@ -77,14 +79,15 @@ def _as_it_is(envelope: Any) -> Any:
 class MeteredLoader(MeteredPasses):
     """Iterates batches ``(images, labels)`` like a DataLoader and keeps an `Epoch` of every pass.
 
-    ``dataset`` is bound; `SequentialDataset` makes it iterable. ``section`` is the configuration's
+    ``dataset`` is bound; `SequentialDataset` makes it iterable, `ShardedDataset` reads it from shards (by its own plan
+    of batches, orders and shares). ``section`` is the configuration's
     ``framework.PyTorch.DataLoader``. ``seed`` makes the orders of the epochs repeatable; ``share`` is what this rank
     reads of them. What a DataLoader has and this has not is asked of the DataLoader.
     """
 
     def __init__(
         self,
-        dataset: RandomAccessDataset | SequentialDataset,
+        dataset: RandomAccessDataset | SequentialDataset | ShardedDataset,
         batch_size: int,
         section: Any = None,
         seed: int = 0,
@@ -99,8 +102,14 @@ class MeteredLoader(MeteredPasses):
         self._start_method = section.multiprocessing_context
         self._armed = torch.ones(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._order: _BatchOrder | None = None
+        self._number = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._plan = dataset.plan if isinstance(dataset, ShardedDataset) else None
         source: Shipped
-        if isinstance(dataset, SequentialDataset):
+        if isinstance(dataset, ShardedDataset):
+            source = ShardBatches(dataset, self._armed, self._number)
+            sizes = dataset.plan.batch_sizes()
+            self.expected_samples, self._length = sum(sizes), len(sizes)
+        elif isinstance(dataset, SequentialDataset):
             dataset.batch_size, dataset.drop_last, dataset.rank_share = batch_size, section.drop_last, share
             source = IterableBatches(dataset, self._armed)
             workers = max(self.num_workers, 1)
@@ -155,6 +164,7 @@ class MeteredLoader(MeteredPasses):
         return getattr(self._loader, name)
 
     def _start_pass(self, number: int) -> Iterator[Any]:
+        self._number.fill_(number)
         if self._order is not None:
             self._order.epoch = number
         if self._workers_end:
@@ -179,6 +189,8 @@ class MeteredLoader(MeteredPasses):
 
     def _unpack(self, received: Envelope, epoch: Epoch) -> Any:
         epoch.tally += received.tally
+        if self._plan is not None:
+            epoch.used_bytes = (epoch.used_bytes or 0) + (received.used_bytes or 0)
         if self._persistent:
             epoch.worker_cpu_ns += received.cpu_ns - self._cpu_ns_by_pid.get(received.pid, 0)
             self._cpu_ns_by_pid[received.pid] = received.cpu_ns
@@ -188,6 +200,9 @@ class MeteredLoader(MeteredPasses):
         return received.batch
 
     def _end_pass(self, epoch: Epoch) -> None:
+        if self._plan is not None:
+            # Asked after the clock.
+            epoch.readings = partial(self._plan.readings, int(self._number.item()), max(self.num_workers, 1))
         # Workers that do not persist are ended here: left to the garbage collector, each that is
         # not yet through its share when an error stops the loop costs five seconds.
         if self._workers_end:

@@ -47,6 +47,8 @@ class Envelope:
     pid: int
     cpu_ns: int
     error: DnnbenchError | None = None
+    # The samples' own bytes, where more are read to get them.
+    used_bytes: int | None = None
 
     def pin_memory(self) -> Envelope:
         # Called by torch for objects that it does not know.
@@ -75,7 +77,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _pack(dataset: RandomAccessDataset, samples: Callable[[], Iterable[tuple[int, tuple[Any, int]]]]) -> Envelope:
+def pack_batch(dataset: RandomAccessDataset, samples: Callable[[], Iterable[tuple[int, tuple[Any, int]]]]) -> Envelope:
     """Makes a batch of (index, sample) pairs. An error of ours travels as itself, not as torch's retelling."""
     indices, read = [], []
     batch, error = None, None
@@ -138,8 +140,8 @@ class MapBatches(Shipped, Dataset[Envelope]):
     def __getitem__(self, wanted: tuple[list[int], list[int] | None]) -> Envelope:
         indices, upcoming = wanted
         if self.dataset.concurrency is None or self.dataset.fixed_image is not None:
-            return _pack(self.dataset, lambda: ((index, self.dataset.loader_sample(index)) for index in indices))
-        return _pack(self.dataset, lambda: self._ahead.samples(indices, upcoming))
+            return pack_batch(self.dataset, lambda: ((index, self.dataset.loader_sample(index)) for index in indices))
+        return pack_batch(self.dataset, lambda: self._ahead.samples(indices, upcoming))
 
 
 class IterableBatches(Shipped, IterableDataset[Envelope]):
@@ -158,7 +160,7 @@ class IterableBatches(Shipped, IterableDataset[Envelope]):
         info, samples = get_worker_info(), iter(self.sequential)
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         for size in self.sequential.batch_sizes(worker, workers):
-            yield _pack(self.dataset, partial(itertools.islice, samples, size))
+            yield pack_batch(self.dataset, partial(itertools.islice, samples, size))
 
 
 def start_forkserver() -> None:

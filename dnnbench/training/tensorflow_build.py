@@ -14,8 +14,10 @@ import tensorflow as tf
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.passes import MeteredPasses
+from dnnbench.datasets.shard_reads import ShardPlan
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.tensorflow import MemoryPipeline, MeteredPipeline, RandomAccessDataset
+from dnnbench.datasets.tensorflow_shards import ShardPipeline
 from dnnbench.models.tensorflow import NeuralNetwork
 from dnnbench.plugins import load_class
 from dnnbench.ranks import ALONE as ALONE_RANKS
@@ -47,6 +49,13 @@ def make_loader(
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
+    if catalog.shards is not None:
+        section = framework.tensorflow
+        shuffle = access == "random" and section.shuffle
+        plan = ShardPlan.of(config, catalog.shards, share, shuffle, section.drop_last, section.reading)
+        sharded = ShardPipeline(dataset, plan, section)
+        sharded.check_not_empty()
+        return sharded
     dataset.concurrency = framework.tensorflow.concurrency if framework.tensorflow.reading == "concurrent" else None
     loader = MeteredPipeline(dataset, framework.batch_size, framework.tensorflow, config.execution.seed, access, share)
     loader.check_not_empty()

@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.passes import MemoryBatches, MeteredPasses
+from dnnbench.datasets.shard_reads import ShardPlan
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.datasets.torch import RandomAccessDataset, SequentialDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
+from dnnbench.datasets.torch_shards import ShardedDataset
 from dnnbench.models.torch import NeuralNetwork
 from dnnbench.plugins import load_class
 from dnnbench.ranks import ALONE as ALONE_RANKS
@@ -44,12 +46,22 @@ def make_dataset(config: Config) -> RandomAccessDataset:
 def make_loader(
     config: Config, storage: Storage, catalog: Catalog, access: str, share: RankShare = ALONE
 ) -> MeteredLoader:
-    """A metered loader over a rank's share of the catalog; ``access``: ``random`` (map-style), ``sequential``."""
+    """A metered loader over a rank's share of the catalog; ``access``: ``random`` (map-style), ``sequential``.
+
+    What lies in shards is read from them, as iterable, in either order.
+    """
     dataset = make_dataset(config)
     dataset.bind(storage, catalog)
     framework = config.framework
+    source: RandomAccessDataset | SequentialDataset | ShardedDataset
     dataset.concurrency = framework.pytorch.concurrency if framework.pytorch.reading == "concurrent" else None
-    source = SequentialDataset(dataset) if access == "sequential" else dataset
+    if catalog.shards is not None:
+        section = framework.pytorch.loader
+        shuffle, reading = access == "random" and section.shuffle, framework.pytorch.reading
+        plan = ShardPlan.of(config, catalog.shards, share, shuffle, section.drop_last, reading)
+        source = ShardedDataset(dataset, plan)
+    else:
+        source = SequentialDataset(dataset) if access == "sequential" else dataset
     loader = MeteredLoader(source, framework.batch_size, framework.pytorch.loader, config.execution.seed, share)
     loader.check_not_empty()
     return loader
