@@ -54,6 +54,14 @@ def answering_server():
         server.server_close()
 
 
-def pytest_collection_modifyitems(items):
-    """Begins with what takes longest: at the end, one process would wait for the other."""
+def pytest_collection_modifyitems(config, items):
+    """Begins with what takes longest: at the end, one process would wait for the other.
+
+    With ``--dnn-server`` what asks no server is left out: it is the same with any. The tests of servers start theirs.
+    """
     items.sort(key=lambda item: not item.path.name.startswith("test_tensorflow"))
+    if config.getoption("--dnn-server"):
+        asks = [i for i in items if "local_servers" in i.fixturenames or i.path.name == "test_servers.py"]
+        without = [item for item in items if item not in set(asks)]
+        items[:] = asks
+        config.hook.pytest_deselected(items=without)
