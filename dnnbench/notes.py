@@ -98,8 +98,14 @@ def answers(figures: Sequence[Figures]) -> Iterator[str]:
         told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
         told += [curve(one["knee"])] if "knee" in one else []
         yield from (f"{place(one)}, {one['what']}: {line}" for line in told)
+    yield from scalings(figures)
+
+
+def scalings(figures: Sequence[Figures]) -> Iterator[str]:
+    """What more ranks brought, a line for each benchmark that ran with several numbers of them."""
     for series in scaling(figures):
-        yield f"{place(series)}, {series['what']}: {scaled(series, figures)}"
+        swept = "".join(f" {key.rpartition('.')[2]}={value}" for key, value in series["swept"].items())
+        yield f"{place(series)}, {series['what']}{swept}: {scaled(series, figures)}"
 
 
 def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
@@ -111,12 +117,20 @@ def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     ]
     most = series["points"][-1]["ranks"]
     framework = series["what"].partition(" ")[0]
-    limits = [
-        verdict_of(one)
+    limits = {
+        (verdict_of(one)["limit"], verdict_of(one)["side"])
         for one in figures
-        if one["what"] == f"{framework} ladder" and place(one) == place(series) and one["ranks"]["count"] == most
-    ]
-    told = f"; with {most} {limits[0]['limit']} limits, which is the {limits[0]['side']}'s" if limits else ""
+        if one["what"] == f"{framework} ladder"
+        and place(one) == place(series)
+        and one["ranks"]["count"] == most
+        # Of the same settings: what limits with others is not what limits here.
+        and all(one["swept"].get(key, value) == value for key, value in series["swept"].items())
+    }
+    told = ""
+    if len(limits) == 1:
+        ((limit, side),) = limits
+        whose = f"{side}'" if side.endswith("s") else f"{side}'s"
+        told = f"; with {most} {limit} limits, which is the {whose}"
     unit = "ranks" if series["against_ranks"] == 1 else f"ranks, against {series['against_ranks']}"
     return f"by {unit} (and efficiency) {', '.join(points)}{told}"
 

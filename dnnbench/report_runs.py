@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnnbench.notes import verdict_of, warnings
 from dnnbench.report_charts import Json, Style, height_of, log_ticks, mark, plot_text, rule, tick_text
-from dnnbench.report_data import Cell, Chart, Group, Section, Table, number
+from dnnbench.report_data import Cell, Chart, Group, Section, Table, number, ranks_of
 from dnnbench.results import Result
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def _storage(one: Group) -> str:
 
 
 def _remarks(record: Any) -> list[str]:
-    found = [f"limit: {verdict_of(record)['limit']}"] if "ladder" in record else []
+    found = [ranks_of(record)] if "ranks" in record else []
+    found += [f"limit: {verdict_of(record)['limit']}"] if "ladder" in record else []
     found += ["client-bound"] if record.get("client_bound") or verdict_of(record).get("client_bound") else []
     found += (
         [f"disturbed by {' and '.join(record.get('disturbed_by') or ['something'])}"] if record["disturbed"] else []

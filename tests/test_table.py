@@ -130,3 +130,39 @@ def test_points_of_a_curve_that_the_client_limits_are_marked():
 
 def test_swept_settings_are_beside_what_was_measured():
     assert row(FIGURES | {"swept": {"framework.PyTorch.reading": "plain"}})[2] == "read c8 reading=plain"
+
+
+def by_ranks(what, rates, swept=(), **more):
+    """Records of a benchmark with so many ranks (its rate by their number)."""
+    return [
+        {"what": what, "objects_per_s": rate, "swept": {"execution.ranks": str(count), **dict(swept)}}
+        | {"ranks": {"count": count, "hosts": 1}, **more}
+        for count, rate in rates.items()
+    ]
+
+
+def test_what_limits_more_ranks_is_told_of_the_same_settings_only():
+    plain, concurrent = {"reading": "plain"}, {"reading": "concurrent"}
+    told = below(
+        *by_ranks("torch loader random", {1: 10.0, 2: 20.0}, plain),
+        *by_ranks("torch loader random", {1: 40.0, 2: 50.0}, concurrent),
+        *by_ranks("torch ladder", {2: 20.0}, plain, ladder={"verdict": VERDICT | {"limit": "a", "side": "storage"}}),
+        *by_ranks(
+            "torch ladder", {2: 50.0}, concurrent, ladder={"verdict": VERDICT | {"limit": "b", "side": "clients"}}
+        ),
+    )
+    by = "by ranks (and efficiency) 1:"
+    assert [line for line in told if by in line] == [
+        f"aws (boto3), torch loader random reading=plain: {by} 10/s, 2: 20/s (100%); with 2 a limits, which is the "
+        "storage's",
+        f"aws (boto3), torch loader random reading=concurrent: {by} 40/s, 2: 50/s (62%); with 2 b limits, which is the "
+        "clients'",
+    ]
+
+
+def test_a_ladder_on_files_says_nothing_of_shards():
+    ladder = by_ranks(
+        "torch ladder", {2: 1.0}, {"dataset.format": "files"}, ladder={"verdict": VERDICT | {"side": "x"}}
+    )
+    told = below(*by_ranks("torch loader random", {1: 10.0, 2: 20.0}, {"dataset.format": "tar"}), *ladder)
+    assert [line for line in told if "efficiency" in line and "limits" in line] == []
