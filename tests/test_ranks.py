@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from _pytest.junitxml import LogXML
 
 from dnnbench.config import Config, Variant
 from dnnbench.errors import DnnbenchError
 from dnnbench.ranks import ALONE, Launch, RankError, Ranks
 from dnnbench.ranks.watch import BEAT_S, Watch
 from fixtures.options import RUN, Run
-from fixtures.ranks import _check_asked_for
+from fixtures.ranks import _check_asked_for, _hush
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -72,6 +73,14 @@ def test_more_ranks_than_there_are_are_refused_before_anything_is_measured(launc
     told = rf"execution\.ranks: found {asked}, but {launched} of them run; .*--nproc-per-node={asked}"
     with pytest.raises(pytest.UsageError, match=told):
         _check_asked_for(config, launched)
+
+
+def test_the_first_rank_alone_writes_files():
+    xml, benchmarks = LogXML("junit.xml", None), SimpleNamespace(json="a", save="b", autosave=True, histogram="c")
+    plugins = SimpleNamespace(get_plugins=lambda: [xml], get_plugin=lambda name: None)
+    _hush(SimpleNamespace(pluginmanager=plugins, _benchmarksession=benchmarks))
+    assert xml.logfile == os.devnull
+    assert set(vars(benchmarks).values()) == {None}
 
 
 class KeyStore:

@@ -137,6 +137,9 @@ class Ranks:
         """Tells the others that this rank failed; returns what was the cause, where that is another rank."""
         return None
 
+    def ended(self, reason: str) -> None:
+        """Tells the others that this rank ends before they do, where nothing else has ended the run already."""
+
     def leave(self) -> None:
         """Ends being one of them."""
 

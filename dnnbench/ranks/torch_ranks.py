@@ -276,9 +276,12 @@ class TorchRanks(Ranks):
         if loss is not None and loss.rank != self.rank:
             return RankError(f"{loss}; the run ends")
         text = " ".join(str(error).split())
-        with contextlib.suppress(RuntimeError):
-            self._watch.tell(f"failed: {type(error).__name__}: {text}"[:2000])
+        self.ended(f"failed: {type(error).__name__}: {text}"[:2000])
         return None
+
+    def ended(self, reason: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._watch.tell(reason)
 
     def find_lost(self) -> Loss | None:
         """Who is lost, when this process was told to end: mostly since another one has."""
