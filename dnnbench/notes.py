@@ -148,11 +148,19 @@ def costs(figures: Sequence[Figures]) -> Iterator[str]:
         yield f"{where}: requests: {'; '.join(parts)}; prices of {billed[-1]['cost']['prices_date']}"
 
 
+def counted_by(figures: Figures) -> str:
+    """What ``objects`` are, by which requests and costs are told: a ``sample``, a ``shard`` or a large ``object``."""
+    if figures["catalog"].get("part") in ("large", "largest"):
+        return "object"
+    return "shard" if figures.get("format", "files") != "files" and "samples" not in figures else "sample"
+
+
 def billed_text(figures: Figures) -> str:
     """``1 GET/sample, 0.4 USD per million samples``."""
+    unit = counted_by(figures)
     requests = " + ".join(f"{count:.3g} {verb}" for verb, count in (figures["requests_per_sample"] or {}).items())
     of_million = figures["cost"]["per_million_samples"] or 0.0
-    return f"{requests or 'none'}/sample, {of_million:.3g} {figures['cost']['currency']} per million samples"
+    return f"{requests or 'none'}/{unit}, {of_million:.3g} {figures['cost']['currency']} per million {unit}s"
 
 
 def kept_busy(told: Mapping[str, Any]) -> str:
