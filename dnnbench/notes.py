@@ -29,6 +29,11 @@ def place(figures: Figures) -> str:
     return f"{figures['storage']} ({figures['client']})"
 
 
+def swept(figures: Figures) -> str:
+    """The swept settings, behind the name of what was measured: `` num_workers=4``."""
+    return "".join(f" {key.rpartition('.')[2]}={value}" for key, value in figures["swept"].items())
+
+
 def warnings(figures: Sequence[Figures], server: Mapping[str, str] | None) -> Iterator[str]:
     """What may spoil the figures of a run, a line each. ``server`` is the record's ``embedded_server``."""
     if server and any(one["storage"] != "fs" for one in figures):
@@ -97,15 +102,14 @@ def answers(figures: Sequence[Figures]) -> Iterator[str]:
         told = [verdict_of(one)["sentence"]] if "ladder" in one else []
         told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
         told += [curve(one["knee"])] if "knee" in one else []
-        yield from (f"{place(one)}, {one['what']}: {line}" for line in told)
+        yield from (f"{place(one)}, {one['what']}{swept(one)}: {line}" for line in told)
     yield from scalings(figures)
 
 
 def scalings(figures: Sequence[Figures]) -> Iterator[str]:
     """What more ranks brought, a line for each benchmark that ran with several numbers of them."""
     for series in scaling(figures):
-        swept = "".join(f" {key.rpartition('.')[2]}={value}" for key, value in series["swept"].items())
-        yield f"{place(series)}, {series['what']}{swept}: {scaled(series, figures)}"
+        yield f"{place(series)}, {series['what']}{swept(series)}: {scaled(series, figures)}"
 
 
 def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:

@@ -160,6 +160,13 @@ def test_what_limits_more_ranks_is_told_of_the_same_settings_only():
     ]
 
 
+def test_ladders_of_several_settings_are_told_apart():
+    one, other = (LADDER | {"swept": {"framework.PyTorch.reading": value}} for value in ("plain", "concurrent"))
+    assert below(one, other) == [
+        f"aws (boto3), torch ladder reading={way}: {SENTENCE}" for way in ("plain", "concurrent")
+    ]
+
+
 def test_a_ladder_on_files_says_nothing_of_shards():
     ladder = by_ranks(
         "torch ladder", {2: 1.0}, {"dataset.format": "files"}, ladder={"verdict": VERDICT | {"side": "x"}}
