@@ -16,6 +16,8 @@ EMBEDDED = {
     "ceph": "a real object store, in this machine's memory and on its processors: they are comparable on this machine "
     "alone",
 }
+# A rank with less than this of the fastest one's rate is told of.
+STRAGGLING = 0.8
 STOPPED_BY = {
     "throughput": "more bring no more",
     "p99": "more pass the bound of p99",
@@ -61,6 +63,7 @@ def warnings(figures: Sequence[Figures], server: Mapping[str, str] | None) -> It
             "nothing about the storage"
         )
     yield from _caches(figures)
+    yield from _stragglers(figures)
     yield from _disturbed(figures)
 
 
@@ -79,6 +82,32 @@ def _caches(figures: Sequence[Figures]) -> Iterator[str]:
                 f"{place(one)}, {one['what']}: a cache on the server's side: first reads took "
                 f"{first_ms:.3g} ms, later ones {later_ms:.3g} ms (p50); later rounds do not measure its media"
             )
+
+
+def _stragglers(figures: Sequence[Figures]) -> Iterator[str]:
+    """Ranks that took much longer than others, for which a round waits."""
+    several = [one for one in figures if one.get("ranks", {}).get("count", 1) > 1]
+    apart = [one for one in several if _slowness(one) < STRAGGLING]
+    if apart:
+        most = min(apart, key=_slowness)
+        yield (
+            f"ranks: in {len(apart)} of {len(several)} benchmarks the slowest rank had less than {STRAGGLING:.0%} of "
+            f"the fastest one's rate; most apart, in {most['what']}{swept(most)}: {slowest_and_fastest(most)}"
+        )
+
+
+def _slowness(figures: Figures) -> float:
+    slowest, fastest = (figures["ranks"][which]["objects_per_s"] for which in ("slowest", "fastest"))
+    return float(slowest / fastest) if fastest else 1.0
+
+
+def slowest_and_fastest(figures: Figures) -> str:
+    """Which ranks these were, and their rates over their own time."""
+    return ", ".join(
+        f"{which} rank {one['rank']} on {one['host']} {one['objects_per_s']:,.0f}/s"
+        for which in ("slowest", "fastest")
+        for one in (figures["ranks"][which],)
+    )
 
 
 def _disturbed(figures: Sequence[Figures]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dnnbench.notes import counted_by, verdict_of, warnings
+from dnnbench.notes import counted_by, slowest_and_fastest, verdict_of, warnings
 from dnnbench.report_charts import Json, Style, height_of, log_ticks, mark, plot_text, rule, tick_text
 from dnnbench.report_data import Cell, Chart, Group, Section, Table, number, ranks_of
 from dnnbench.results import Result
@@ -183,6 +183,7 @@ def _storage(one: Group) -> str:
 
 def _remarks(record: Any) -> list[str]:
     found = [ranks_of(record)] if "ranks" in record else []
+    found += [slowest_and_fastest(record)] if record.get("ranks", {}).get("count", 1) > 1 else []
     found += [f"limit: {verdict_of(record)['limit']}"] if "ladder" in record else []
     found += ["client-bound"] if record.get("client_bound") or verdict_of(record).get("client_bound") else []
     found += (

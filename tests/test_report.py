@@ -125,10 +125,17 @@ def test_runs_of_another_configuration_or_data_are_no_repetitions():
     assert "one run" in told["throughput"].charts[0].title
 
 
+def ranks_of(count, hosts=1, slowest_per_s=90.0):
+    """The part of a record that tells of ranks."""
+    ends = {"slowest": (count - 1, slowest_per_s), "fastest": (0, 100.0)}
+    told = {which: {"rank": rank, "host": "h", "objects_per_s": rate} for which, (rank, rate) in ends.items()}
+    return {"count": count, "hosts": hosts, **told}
+
+
 def ranked(one, count, hosts=1, **swept):
     """A result's JSON, as one of so many ranks."""
     for entry in one["benchmarks"]:
-        entry["extra_info"] |= {"ranks": {"count": count, "hosts": hosts}, "swept": swept}
+        entry["extra_info"] |= {"ranks": ranks_of(count, hosts), "swept": swept}
     return one
 
 
@@ -149,7 +156,7 @@ def test_ranks_of_one_launch_are_a_curve_with_their_efficiency():
         entry["fullname"] = entry["fullname"].replace("]", f"-r{count}]")
         entry["extra_info"] |= {
             "config_hash": f"hash {count}", "swept": {"execution.ranks": str(count)}, "samples_per_s": 10.0 * count,
-            "objects_per_s": 10.0 * count, "ranks": {"count": count, "hosts": 1},
+            "objects_per_s": 10.0 * count, "ranks": ranks_of(count),
         }  # fmt: skip
         entries.append(entry)
     one["benchmarks"] = entries

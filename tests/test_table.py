@@ -132,11 +132,18 @@ def test_swept_settings_are_beside_what_was_measured():
     assert row(FIGURES | {"swept": {"framework.PyTorch.reading": "plain"}})[2] == "read c8 reading=plain"
 
 
+def ranks_of(count, hosts=1, slowest_per_s=90.0):
+    """The part of a record that tells of ranks."""
+    ends = {"slowest": (count - 1, slowest_per_s), "fastest": (0, 100.0)}
+    told = {which: {"rank": rank, "host": "h", "objects_per_s": rate} for which, (rank, rate) in ends.items()}
+    return {"count": count, "hosts": hosts, **told}
+
+
 def by_ranks(what, rates, swept=(), **more):
     """Records of a benchmark with so many ranks (its rate by their number)."""
     return [
         {"what": what, "objects_per_s": rate, "swept": {"execution.ranks": str(count), **dict(swept)}}
-        | {"ranks": {"count": count, "hosts": 1}, **more}
+        | {"ranks": ranks_of(count), **more}
         for count, rate in rates.items()
     ]
 
@@ -173,3 +180,16 @@ def test_a_ladder_on_files_says_nothing_of_shards():
     )
     told = below(*by_ranks("torch loader random", {1: 10.0, 2: 20.0}, {"dataset.format": "tar"}), *ladder)
     assert [line for line in told if "efficiency" in line and "limits" in line] == []
+
+
+def test_a_rank_for_which_the_others_wait_is_named():
+    (line,) = below(
+        {"ranks": ranks_of(4)},
+        {"ranks": ranks_of(4, slowest_per_s=70.0)},
+        {"what": "read c32", "ranks": ranks_of(4, slowest_per_s=50.0)},
+        {"ranks": ranks_of(1)},
+    )
+    assert line == (
+        "ranks: in 2 of 3 benchmarks the slowest rank had less than 80% of the fastest one's rate; most apart, in "
+        "read c32: slowest rank 3 on h 50/s, fastest rank 0 on h 100/s"
+    )
