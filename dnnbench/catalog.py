@@ -159,8 +159,13 @@ class Catalog:
 
     @property
     def total_bytes(self) -> int:
-        """The sum of the objects' sizes."""
+        """The sum of the samples' sizes."""
         return int(self.sizes_bytes.sum(dtype=np.int64))
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the objects that hold the samples take: the files themselves, or the shards with all that is in them."""
+        return self.total_bytes if self.shards is None else int(self.shards.sizes_bytes.sum())
 
     @property
     def nbytes(self) -> int:

@@ -14,6 +14,7 @@ from dnnbench.metrics import Round, per_second, percentiles_ms
 from dnnbench.metrics_rounds import NS
 from dnnbench.plugins import load_class
 from dnnbench.probe import cores
+from dnnbench.ranks import cores_of
 from dnnbench.sampling import (
     MOST_IN_FLIGHT,
     ShareTraining,
@@ -72,7 +73,7 @@ class Ladder(ShareTraining):
             loader_per_s=loader_per_s,
             compute_per_s=compute_per_s,
             loader_latency_p50_ms=latency_ms,
-            cores=sum(count for count, leads in self._ranks.all_gather((cores(), self._ranks.leads_host)) if leads),
+            cores=cores_of(self._ranks),
             one_core_client=self.storage.one_core,
             loader_cpu_s_per_sample=(epoch.worker_cpu_ns + epoch.process_cpu_ns) / NS / epoch.samples,
         )

@@ -19,8 +19,8 @@ PER_EPOCH = (
     "computing_s", "retries", "errors", "loss", "accuracy",
 )  # fmt: skip
 COLUMNS = (
-    "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "cache", "epoch", *PER_EPOCH,
-    "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
+    "time_utc", "benchmark", "what", "storage", "storage_label", "client", "swept", "ranks", "cache", "epoch",
+    *PER_EPOCH, "objects_per_s", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_max_ms",
     "cpu_s_per_object", "peak_memory_mib", "client_bound", "limit", "verify_tls", "catalog_hash", "config_hash",
 )  # fmt: skip
 
@@ -40,6 +40,8 @@ def rows(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         # A total in the row of one epoch would be read as that epoch's. An inference has one accuracy for all.
         kept = {"accuracy"} if "confusion" in figures else set()
         common = {key: value for key, value in common.items() if key not in PER_EPOCH or key in kept}
+    # Of a run without a launcher there is none.
+    common["ranks"] = figures.get("ranks", {}).get("count", "")
     common |= {
         "time_utc": figures["finished_utc"],
         "benchmark": name,

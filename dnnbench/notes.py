@@ -16,6 +16,8 @@ EMBEDDED = {
     "ceph": "a real object store, in this machine's memory and on its processors: they are comparable on this machine "
     "alone",
 }
+# A rank with less than this of the fastest one's rate is told of.
+STRAGGLING = 0.8
 STOPPED_BY = {
     "throughput": "more bring no more",
     "p99": "more pass the bound of p99",
@@ -27,6 +29,11 @@ STOPPED_BY = {
 def place(figures: Figures) -> str:
     """Where a benchmark read from: its storage and client."""
     return f"{figures['storage']} ({figures['client']})"
+
+
+def swept(figures: Figures) -> str:
+    """The swept settings, behind the name of what was measured: `` num_workers=4``."""
+    return "".join(f" {key.rpartition('.')[2]}={value}" for key, value in figures["swept"].items())
 
 
 def warnings(figures: Sequence[Figures], server: Mapping[str, str] | None) -> Iterator[str]:
@@ -56,6 +63,7 @@ def warnings(figures: Sequence[Figures], server: Mapping[str, str] | None) -> It
             "nothing about the storage"
         )
     yield from _caches(figures)
+    yield from _stragglers(figures)
     yield from _disturbed(figures)
 
 
@@ -74,6 +82,32 @@ def _caches(figures: Sequence[Figures]) -> Iterator[str]:
                 f"{place(one)}, {one['what']}: a cache on the server's side: first reads took "
                 f"{first_ms:.3g} ms, later ones {later_ms:.3g} ms (p50); later rounds do not measure its media"
             )
+
+
+def _stragglers(figures: Sequence[Figures]) -> Iterator[str]:
+    """Ranks that took much longer than others, for which a round waits."""
+    several = [one for one in figures if one.get("ranks", {}).get("count", 1) > 1]
+    apart = [one for one in several if _slowness(one) < STRAGGLING]
+    if apart:
+        most = min(apart, key=_slowness)
+        yield (
+            f"ranks: in {len(apart)} of {len(several)} benchmarks the slowest rank had less than {STRAGGLING:.0%} of "
+            f"the fastest one's rate; most apart, in {most['what']}{swept(most)}: {slowest_and_fastest(most)}"
+        )
+
+
+def _slowness(figures: Figures) -> float:
+    slowest, fastest = (figures["ranks"][which]["objects_per_s"] for which in ("slowest", "fastest"))
+    return float(slowest / fastest) if fastest else 1.0
+
+
+def slowest_and_fastest(figures: Figures) -> str:
+    """Which ranks these were, and their rates over their own time."""
+    return ", ".join(
+        f"{which} rank {one['rank']} on {one['host']} {one['objects_per_s']:,.0f}/s"
+        for which in ("slowest", "fastest")
+        for one in (figures["ranks"][which],)
+    )
 
 
 def _disturbed(figures: Sequence[Figures]) -> Iterator[str]:
@@ -97,9 +131,14 @@ def answers(figures: Sequence[Figures]) -> Iterator[str]:
         told = [verdict_of(one)["sentence"]] if "ladder" in one else []
         told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
         told += [curve(one["knee"])] if "knee" in one else []
-        yield from (f"{place(one)}, {one['what']}: {line}" for line in told)
+        yield from (f"{place(one)}, {one['what']}{swept(one)}: {line}" for line in told)
+    yield from scalings(figures)
+
+
+def scalings(figures: Sequence[Figures]) -> Iterator[str]:
+    """What more ranks brought, a line for each benchmark that ran with several numbers of them."""
     for series in scaling(figures):
-        yield f"{place(series)}, {series['what']}: {scaled(series, figures)}"
+        yield f"{place(series)}, {series['what']}{swept(series)}: {scaled(series, figures)}"
 
 
 def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
@@ -111,12 +150,20 @@ def scaled(series: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     ]
     most = series["points"][-1]["ranks"]
     framework = series["what"].partition(" ")[0]
-    limits = [
-        verdict_of(one)
+    limits = {
+        (verdict_of(one)["limit"], verdict_of(one)["side"])
         for one in figures
-        if one["what"] == f"{framework} ladder" and place(one) == place(series) and one["ranks"]["count"] == most
-    ]
-    told = f"; with {most} {limits[0]['limit']} limits, which is the {limits[0]['side']}'s" if limits else ""
+        if one["what"] == f"{framework} ladder"
+        and place(one) == place(series)
+        and one["ranks"]["count"] == most
+        # Of the same settings: what limits with others is not what limits here.
+        and all(one["swept"].get(key, value) == value for key, value in series["swept"].items())
+    }
+    told = ""
+    if len(limits) == 1:
+        ((limit, side),) = limits
+        whose = f"{side}'" if side.endswith("s") else f"{side}'s"
+        told = f"; with {most} {limit} limits, which is the {whose}"
     unit = "ranks" if series["against_ranks"] == 1 else f"ranks, against {series['against_ranks']}"
     return f"by {unit} (and efficiency) {', '.join(points)}{told}"
 
@@ -134,11 +181,19 @@ def costs(figures: Sequence[Figures]) -> Iterator[str]:
         yield f"{where}: requests: {'; '.join(parts)}; prices of {billed[-1]['cost']['prices_date']}"
 
 
+def counted_by(figures: Figures) -> str:
+    """What ``objects`` are, by which requests and costs are told: a ``sample``, a ``shard`` or a large ``object``."""
+    if figures["catalog"].get("part") in ("large", "largest"):
+        return "object"
+    return "shard" if figures.get("format", "files") != "files" and "samples" not in figures else "sample"
+
+
 def billed_text(figures: Figures) -> str:
     """``1 GET/sample, 0.4 USD per million samples``."""
+    unit = counted_by(figures)
     requests = " + ".join(f"{count:.3g} {verb}" for verb, count in (figures["requests_per_sample"] or {}).items())
     of_million = figures["cost"]["per_million_samples"] or 0.0
-    return f"{requests or 'none'}/sample, {of_million:.3g} {figures['cost']['currency']} per million samples"
+    return f"{requests or 'none'}/{unit}, {of_million:.3g} {figures['cost']['currency']} per million {unit}s"
 
 
 def kept_busy(told: Mapping[str, Any]) -> str:

@@ -8,12 +8,27 @@ import re
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from types import TracebackType
 
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 INTERVAL_S = 0.5
 # No more than this of a processor goes into watching.
 WATCHING_SHARE = 0.01
+
+
+@dataclass
+class Here:
+    """What of this machine is ours: processes with all that descends from them, and the processors they may use.
+
+    Empty: this process alone, and its own. Of several ranks, all of those on this host, whatever has launched them.
+    """
+
+    processes: frozenset[int] = frozenset()
+    cores: frozenset[int] = frozenset()
+
+
+HERE = Here()
 
 
 def cores() -> int:
@@ -122,9 +137,8 @@ def own_cpu_ns() -> int:
 class OtherWork:
     """Processor time that processes which are not ours took from the cores that this one may use.
 
-    Ours are this process and everything that descends from it, local servers included; of ranks, all that their
-    launcher started on this host. Others are
-    what the kernel counts as user, system or stolen time beyond that; interrupts are left out,
+    Ours are this process and everything that descends from it, local servers included; of ranks, all of this host's.
+    Others are what the kernel counts as user, system or stolen time beyond that; interrupts are left out,
     since our own network traffic causes them too. The kernel counts in ticks of about 10 ms.
     """
 
@@ -145,25 +159,21 @@ class OtherWork:
 
 
 def cores_busy_s() -> float:
-    """Processor seconds that all processes together have had of the cores that this one may use, in ticks of 10 ms."""
+    """Processor seconds that all processes together have had of the cores that ours may use, in ticks of 10 ms."""
     import psutil
 
     cpus = psutil.cpu_times(percpu=True)
-    mine = [cpus[number] for number in os.sched_getaffinity(0) if number < len(cpus)]
+    mine = [cpus[number] for number in HERE.cores or os.sched_getaffinity(0) if number < len(cpus)]
     return float(sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in mine))
 
 
 def _own_cpu_s() -> float:
-    """What this process, its living descendants and those that they have waited for have used so far.
-
-    Of a rank, its launcher's in its place.
-    """
+    """What our processes, their living descendants and those that they have waited for have used so far."""
     import psutil
 
     total_s = 0.0
-    launched = "LOCAL_RANK" in os.environ and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
-    root = os.getppid() if launched else os.getpid()
-    for pid in (root, *descendants(root)):
+    roots = HERE.processes or {os.getpid()}
+    for pid in {*roots, *(one for root in roots for one in descendants(root))}:
         # A process may end while it is looked at; then its parent counts it.
         with contextlib.suppress(psutil.Error):
             times = psutil.Process(pid).cpu_times()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dnnbench.notes import STOPPED_BY, kept_busy
+from dnnbench.notes import STOPPED_BY, kept_busy, scalings
 from dnnbench.report_charts import Json, Style, from_zero, line, mark, plot_text, rule, words
 from dnnbench.report_data import Cell, Chart, Group, Measured, Record, Section, Table, number, of_tests, percent
 
@@ -12,18 +12,20 @@ KNEE_UNITS = {
     "concurrency": "reads in flight",
     "num_workers": "loader workers",
     "num_parallel_calls": "parallel calls",
+    "ranks": "ranks",
 }
 Styles = dict[str, Style]
 
 
 def knees(groups: Sequence[Group], styled: Styles) -> Section:
-    """Throughput and p99 against workers, or reads in flight."""
+    """Throughput and p99 against workers, reads in flight, or ranks."""
     charts = [*_knees(groups, styled), *_fixed_reads(groups, styled), *_swept(groups, styled)]
-    title = "Throughput and p99 against workers or reads in flight"
+    title = "Throughput and p99 against workers, reads in flight or ranks"
     missing = None if charts else "No curve was measured. Run: pytest bench/ -k autoscale --dnn-autoscale"
     lead = ["Hollow points are limited by the client's own processor time, and say nothing about the storage."]
     if not any("knee" in one.latest for one in groups):
         lead.append("The knee was not looked for; to find it, run: pytest bench/ -k autoscale --dnn-autoscale")
+    lead += scalings([one.latest for one in groups])
     return Section("knee", title, [] if missing else lead, charts, missing)
 
 

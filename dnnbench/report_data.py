@@ -34,10 +34,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Group:
-    """The same benchmark in every run that has it: same test, storage, client, configuration and data.
+    """The same benchmark in every run that has it: same test, storage, client, configuration, data and ranks.
 
     ``what`` says what was measured, with the swept settings; ``place`` the storage and the client; ``setup`` what tells
-    it from one of the same name with another configuration or other data, else nothing.
+    it from one of the same name with another configuration, other data or ranks, else nothing.
     """
 
     what: str
@@ -110,7 +110,10 @@ def group(results: Sequence[Result]) -> list[Group]:
     for number_, result in enumerate(results, start=1):
         for benchmark in result.benchmarks:
             record = benchmark.record
-            key = (benchmark.name, record["storage_label"], record["config_hash"], record["catalog"]["hash"])
+            key = (
+                benchmark.name, record["storage_label"], record["config_hash"], record["catalog"]["hash"],
+                ranks_of(record),
+            )  # fmt: skip
             found.setdefault(tuple(map(str, key)), []).append(Measured(number_, benchmark))
     return [
         Group(_what(measured), _place(measured[-1].record), _setup(key, found), tuple(measured))
@@ -119,10 +122,19 @@ def group(results: Sequence[Result]) -> list[Group]:
 
 
 def _setup(key: tuple[str, ...], keys: Iterable[tuple[str, ...]]) -> str:
-    """What tells a benchmark from others of its name: the hash of its configuration or data, where they differ."""
+    """What tells a benchmark from others of its name: the hash of its configuration or data, or its ranks."""
     alike = [other for other in keys if other[:2] == key[:2]]
-    parts = {"configuration": 2, "data": 3}
-    return ", ".join(f"{name} {key[at][:6]}" for name, at in parts.items() if len({one[at] for one in alike}) > 1)
+    parts = {2: f"configuration {key[2][:6]}", 3: f"data {key[3][:6]}", 4: key[4] or "1 process"}
+    return ", ".join(text for at, text in parts.items() if len({one[at] for one in alike}) > 1)
+
+
+def ranks_of(record: Record) -> str:
+    """How many ranks measured together, such as ``4 ranks on 2 hosts``; empty for a run without a launcher."""
+    told = record.get("ranks")
+    if told is None:
+        return ""
+    ranks, hosts = f"{told['count']} rank{'s' * (told['count'] > 1)}", told["hosts"]
+    return f"{ranks} on {hosts} hosts" if hosts > 1 else ranks
 
 
 def _what(measured: Sequence[Measured]) -> str:

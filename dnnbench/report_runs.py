@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dnnbench.notes import verdict_of, warnings
+from dnnbench.notes import counted_by, slowest_and_fastest, verdict_of, warnings
 from dnnbench.report_charts import Json, Style, height_of, log_ticks, mark, plot_text, rule, tick_text
-from dnnbench.report_data import Cell, Chart, Group, Section, Table, number
+from dnnbench.report_data import Cell, Chart, Group, Section, Table, number, ranks_of
 from dnnbench.results import Result
 
 if TYPE_CHECKING:
@@ -153,13 +153,18 @@ def benchmarks(groups: Sequence[Group], runs: int) -> Section:
 
 def _requests(record: Any) -> str | None:
     """Requests per sample by verb; None in the records of earlier versions."""
-    told = record.get("requests_per_sample")
-    return ", ".join(f"{number(count)} {verb}" for verb, count in told.items()) if told else None
+    told, unit = record.get("requests_per_sample"), counted_by(record)
+    if not told:
+        return None
+    return ", ".join(f"{number(count)} {verb}" for verb, count in told.items()) + (
+        "" if unit == "sample" else f" for each {unit}"
+    )
 
 
 def _of_million(record: Any) -> float | None:
     cost: float | None = (record.get("cost") or {}).get("per_million_samples")
-    return cost
+    # Of shards and large objects it is that of a million of these, which stands beside that of samples for nothing.
+    return cost if counted_by(record) == "sample" else None
 
 
 def _prices(groups: Sequence[Group]) -> list[str]:
@@ -177,7 +182,9 @@ def _storage(one: Group) -> str:
 
 
 def _remarks(record: Any) -> list[str]:
-    found = [f"limit: {verdict_of(record)['limit']}"] if "ladder" in record else []
+    found = [ranks_of(record)] if "ranks" in record else []
+    found += [slowest_and_fastest(record)] if record.get("ranks", {}).get("count", 1) > 1 else []
+    found += [f"limit: {verdict_of(record)['limit']}"] if "ladder" in record else []
     found += ["client-bound"] if record.get("client_bound") or verdict_of(record).get("client_bound") else []
     found += (
         [f"disturbed by {' and '.join(record.get('disturbed_by') or ['something'])}"] if record["disturbed"] else []

@@ -176,6 +176,20 @@ def test_a_run_with_another_class_or_server_is_another_run(tmp_path, monkeypatch
     assert changed in differences(before, _identity_of(monkeypatch, names))
 
 
+def test_a_run_of_another_number_of_ranks_is_another_run(monkeypatch):
+    def launched(**environment):
+        for name, value in {"RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", **environment}.items():
+            monkeypatch.setenv(name, value)
+        return _identity_of(monkeypatch, [])
+
+    alone = _identity_of(monkeypatch, [])
+    two = launched(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    assert differences(two, launched(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")) == ""
+    assert "ranks.in all was nothing, is 2" in differences(alone, two)
+    assert "ranks.in all was 2, is 4" in differences(two, launched(WORLD_SIZE="4", LOCAL_WORLD_SIZE="2"))
+    assert "ranks.on a host was 2, is 1" in differences(two, launched(WORLD_SIZE="2", LOCAL_WORLD_SIZE="1"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_to_end_ends_as_with_ctrl_c(number):
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}

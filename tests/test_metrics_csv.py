@@ -55,6 +55,11 @@ def test_a_benchmark_without_epochs_is_one_row_of_its_totals():
     assert (row["storage_label"], row["cache"], row["latency_p50_ms"], row["peak_memory_mib"]) == ("nfs1", "cold", 1, 1)
 
 
+def test_rows_tell_of_how_many_ranks_they_are():
+    assert [row["ranks"] for row in rows("test_training[fs]", figures(LEARNED, ranks={"count": 4}))] == [4] * 3
+    assert rows("test_read[fs]", figures())[0]["ranks"] == ""
+
+
 @pytest.mark.parametrize("verify_tls", [True, False, "/etc/ca.pem"])
 def test_whether_certificates_were_verified_is_in_each_row(verify_tls):
     written = rows("test_training[aws]", figures(LEARNED, settings={"verify_tls": verify_tls}))

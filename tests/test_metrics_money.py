@@ -165,5 +165,15 @@ def test_a_line_for_each_storage_that_bills_says_what_a_sample_takes():
         "aws (obstore): requests: 1 GET/sample, 0.4 USD per million samples (read c8, read c32); 2.5 GET/sample, 1 USD "
         "per million samples (ranges); prices of 2026-06"
     )
+    # Shards, or large objects, are no samples.
+    told = {"requests_per_sample": {"GET": 1.0}, "cost": of({"GET": 10}, table, samples=10)}
+    shards = record_of(what="read c8", format="tar", **told)
+    samples = record_of(what="torch loader random", format="tar", samples=10, **told)
+    large = record_of(what="ranges", catalog={"part": "large"}, **told)
+    (line,) = costs([shards, samples, large])
+    assert line == (
+        "aws (obstore): requests: 1 GET/shard, 0.4 USD per million shards (read c8); 1 GET/sample, 0.4 USD per million "
+        "samples (torch loader random); 1 GET/object, 0.4 USD per million objects (ranges); prices of 2026-06"
+    )
     # A record of an earlier version has neither.
     assert list(costs([record_of()])) == []

@@ -6,12 +6,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from _pytest.junitxml import LogXML
 
+from dnnbench.config import Config, Variant
 from dnnbench.errors import DnnbenchError
 from dnnbench.ranks import ALONE, Launch, RankError, Ranks
 from dnnbench.ranks.watch import BEAT_S, Watch
+from fixtures.options import RUN, Run
+from fixtures.ranks import _check_asked_for, _hush
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -33,7 +38,7 @@ def test_a_launch_is_what_torchrun_says():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"MASTER_PORT": ""}, "launch with torchrun"),
+        ({"MASTER_PORT": ""}, "one of them is no number"),
         ({"RANK": "x"}, "launch with torchrun"),
         ({"RANK": "4"}, "RANK=4 is none of WORLD_SIZE=4"),
         ({"RANK": "-1"}, "RANK=-1 is none"),
@@ -45,7 +50,7 @@ def test_half_a_launch_is_refused(changed, told):
 
 
 def test_a_launch_without_an_address_is_refused():
-    with pytest.raises(RankError, match="MASTER_ADDR"):
+    with pytest.raises(RankError, match="as a launcher does, but MASTER_ADDR is not: launch with torchrun"):
         Launch.of({"RANK": "0", "WORLD_SIZE": "1"})
 
 
@@ -53,6 +58,29 @@ def test_alone_there_are_no_more_ranks_to_be_asked_for():
     assert Ranks().first(1).ranks == 1
     with pytest.raises(RankError, match=r"execution\.ranks: found 3, but 1 of them run; .*--nproc-per-node=3"):
         Ranks().first(3)
+
+
+@pytest.mark.parametrize(
+    ("launched", "asked", "refused"), [(1, None, False), (4, 4, False), (1, 2, True), (4, 8, True)]
+)
+def test_more_ranks_than_there_are_are_refused_before_anything_is_measured(launched, asked, refused):
+    configs = [Config.model_validate({"execution": {} if asked is None else {"ranks": ranks}}) for ranks in (1, asked)]
+    run = Run(tuple(Variant(config, ()) for config in configs), ("fs",), True, False, "moto", None)
+    config = SimpleNamespace(stash={RUN: run})
+    if not refused:
+        _check_asked_for(config, launched)
+        return
+    told = rf"execution\.ranks: found {asked}, but {launched} of them run; .*--nproc-per-node={asked}"
+    with pytest.raises(pytest.UsageError, match=told):
+        _check_asked_for(config, launched)
+
+
+def test_the_first_rank_alone_writes_files():
+    xml, benchmarks = LogXML("junit.xml", None), SimpleNamespace(json="a", save="b", autosave=True, histogram="c")
+    plugins = SimpleNamespace(get_plugins=lambda: [xml], get_plugin=lambda name: None)
+    _hush(SimpleNamespace(pluginmanager=plugins, _benchmarksession=benchmarks))
+    assert xml.logfile == os.devnull
+    assert set(vars(benchmarks).values()) == {None}
 
 
 class KeyStore:
@@ -182,7 +210,8 @@ import os, socket, sys
 sys.path.insert(0, {root!r})
 import numpy as np
 from dnnbench.errors import DnnbenchError
-from dnnbench.ranks import Launch, RankError
+from dnnbench.probe import HERE
+from dnnbench.ranks import Launch, RankError, cores_of
 from dnnbench.ranks.torch_ranks import TorchRanks
 
 def run():
@@ -241,6 +270,12 @@ try:
 except DnnbenchError as exc:
     print(exc)
 assert ranks.leads_host == (ranks.rank == 0) and ranks.local_rank == ranks.rank
+# Whatever has launched them: no rank is one of the others that take a rank's processors.
+assert HERE.processes == set(ranks.all_gather(os.getpid())) and HERE.cores == os.sched_getaffinity(0)
+# A launcher may bind them, each to a processor of its own.
+usable = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {usable[ranks.rank % len(usable)]})
+assert cores_of(ranks) == min(3, len(usable)), cores_of(ranks)
 """,
     )
     assert status == [0, 0, 0], errors

@@ -125,6 +125,55 @@ def test_runs_of_another_configuration_or_data_are_no_repetitions():
     assert "one run" in told["throughput"].charts[0].title
 
 
+def ranks_of(count, hosts=1, slowest_per_s=90.0):
+    """The part of a record that tells of ranks."""
+    ends = {"slowest": (count - 1, slowest_per_s), "fastest": (0, 100.0)}
+    told = {which: {"rank": rank, "host": "h", "objects_per_s": rate} for which, (rank, rate) in ends.items()}
+    return {"count": count, "hosts": hosts, **told}
+
+
+def ranked(one, count, hosts=1, **swept):
+    """A result's JSON, as one of so many ranks."""
+    for entry in one["benchmarks"]:
+        entry["extra_info"] |= {"ranks": ranks_of(count, hosts), "swept": swept}
+    return one
+
+
+def test_runs_of_other_numbers_of_ranks_are_no_repetitions():
+    runs = [result(run, places=[("fs", "posix")]) for run in (1, 2, 3, 4)]
+    told = sections(runs[0], ranked(runs[1], 2), ranked(runs[2], 4), ranked(runs[3], 4, 2))
+    names = [name.replace("<br>", " ") for name in told["throughput"].charts[0].layout["yaxis"]["ticktext"]]
+    for text in ("1 process", "2 ranks", "4 ranks", "4 ranks on 2 hosts"):
+        assert any(name.endswith(f"· {text}") for name in names), names
+    assert "one run" in told["throughput"].charts[0].title
+
+
+def test_ranks_of_one_launch_are_a_curve_with_their_efficiency():
+    one = result(places=[("aws", "boto3")], tests=["loader"])
+    entries = []
+    for count in (1, 2, 4):
+        entry = copy.deepcopy(one["benchmarks"][0])
+        entry["fullname"] = entry["fullname"].replace("]", f"-r{count}]")
+        entry["extra_info"] |= {
+            "config_hash": f"hash {count}", "swept": {"execution.ranks": str(count)}, "samples_per_s": 10.0 * count,
+            "objects_per_s": 10.0 * count, "ranks": ranks_of(count),
+        }  # fmt: skip
+        entries.append(entry)
+    one["benchmarks"] = entries
+    told = sections(one)
+    (chart,) = told["knee"].charts
+    assert (chart.data[0]["x"], chart.data[0]["y"]) == ([1, 2, 4], [10, 20, 40])
+    assert chart.title == "torch loader random: rate and p99 against ranks"
+    assert "aws (boto3), torch loader random: by ranks (and efficiency) 1: 10/s, 2: 20/s (100%)" in str(
+        texts(told["knee"])
+    )
+    assert [row[-1].partition(",")[0] for row in told["benchmarks"].tables[0][1].rows] == [
+        "1 rank",
+        "2 ranks",
+        "4 ranks",
+    ]
+
+
 def test_a_distribution_ends_with_what_the_reads_can_tell():
     one = result(places=[("fs", "posix")])
     record = records(one, "read")[0]

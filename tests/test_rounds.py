@@ -15,6 +15,7 @@ from dnnbench.calm import MachineWatch, Span
 from dnnbench.config import Config
 from dnnbench.metrics import Round, Tally, record
 from dnnbench.metrics_rounds import MIB, NS, Machine, audited_cache, disturbances, is_served_from_cache
+from dnnbench.ranks import ALONE
 from dnnbench.storage import page_cache
 from dnnbench.storage.fetched import AuditedFiles, FetchAudit, nfs_read_bytes
 from fixtures import measure
@@ -149,7 +150,7 @@ def test_an_nfs_mount_tells_what_it_read_from_its_server():
 class Work:
     """A workload that counts its attempts, each of which takes a second more than the one before, of its own time."""
 
-    reads_content, storage = False, SimpleNamespace(name="aws")
+    what, reads_content, storage = "read", False, SimpleNamespace(name="aws")
 
     def __init__(self, repeatable=True):
         self.repeatable, self.ran, self.prepared, self.now_ns = repeatable, 0, [], 0
@@ -174,7 +175,7 @@ def clock_of(work, monkeypatch, disturbed, **execution):
     times = SimpleNamespace(perf_counter_ns=lambda: work.now_ns, process_time_ns=lambda: 0)
     monkeypatch.setattr(measure, "time", times)
     execution = Config().execution.model_copy(update=execution)
-    return measure._Clock(work, execution, SimpleNamespace(without=(), cpu_ns=0), None)
+    return measure._Clock(work, execution, SimpleNamespace(without=(), cpu_ns=0), None, ALONE)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ def test_the_catalog_of_the_shards_is_that_of_the_files(kind):
     assert catalog.hash() == files.hash()
     assert [catalog.key(i) for i in range(COUNT)] == [files.key(i) for i in range(COUNT)]
     assert len(catalog.shards) > 2
+    assert files.stored_bytes == files.total_bytes == catalog.total_bytes
+    assert catalog.stored_bytes == sum(len(storage.contents[key]) for key in catalog.shards.keys)
     for index in range(COUNT):
         assert bytes(read_sample(storage, catalog, index)) == storage.contents[files.key(index)]
 

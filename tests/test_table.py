@@ -130,3 +130,66 @@ def test_points_of_a_curve_that_the_client_limits_are_marked():
 
 def test_swept_settings_are_beside_what_was_measured():
     assert row(FIGURES | {"swept": {"framework.PyTorch.reading": "plain"}})[2] == "read c8 reading=plain"
+
+
+def ranks_of(count, hosts=1, slowest_per_s=90.0):
+    """The part of a record that tells of ranks."""
+    ends = {"slowest": (count - 1, slowest_per_s), "fastest": (0, 100.0)}
+    told = {which: {"rank": rank, "host": "h", "objects_per_s": rate} for which, (rank, rate) in ends.items()}
+    return {"count": count, "hosts": hosts, **told}
+
+
+def by_ranks(what, rates, swept=(), **more):
+    """Records of a benchmark with so many ranks (its rate by their number)."""
+    return [
+        {"what": what, "objects_per_s": rate, "swept": {"execution.ranks": str(count), **dict(swept)}}
+        | {"ranks": ranks_of(count), **more}
+        for count, rate in rates.items()
+    ]
+
+
+def test_what_limits_more_ranks_is_told_of_the_same_settings_only():
+    plain, concurrent = {"reading": "plain"}, {"reading": "concurrent"}
+    told = below(
+        *by_ranks("torch loader random", {1: 10.0, 2: 20.0}, plain),
+        *by_ranks("torch loader random", {1: 40.0, 2: 50.0}, concurrent),
+        *by_ranks("torch ladder", {2: 20.0}, plain, ladder={"verdict": VERDICT | {"limit": "a", "side": "storage"}}),
+        *by_ranks(
+            "torch ladder", {2: 50.0}, concurrent, ladder={"verdict": VERDICT | {"limit": "b", "side": "clients"}}
+        ),
+    )
+    by = "by ranks (and efficiency) 1:"
+    assert [line for line in told if by in line] == [
+        f"aws (boto3), torch loader random reading=plain: {by} 10/s, 2: 20/s (100%); with 2 a limits, which is the "
+        "storage's",
+        f"aws (boto3), torch loader random reading=concurrent: {by} 40/s, 2: 50/s (62%); with 2 b limits, which is the "
+        "clients'",
+    ]
+
+
+def test_ladders_of_several_settings_are_told_apart():
+    one, other = (LADDER | {"swept": {"framework.PyTorch.reading": value}} for value in ("plain", "concurrent"))
+    assert below(one, other) == [
+        f"aws (boto3), torch ladder reading={way}: {SENTENCE}" for way in ("plain", "concurrent")
+    ]
+
+
+def test_a_ladder_on_files_says_nothing_of_shards():
+    ladder = by_ranks(
+        "torch ladder", {2: 1.0}, {"dataset.format": "files"}, ladder={"verdict": VERDICT | {"side": "x"}}
+    )
+    told = below(*by_ranks("torch loader random", {1: 10.0, 2: 20.0}, {"dataset.format": "tar"}), *ladder)
+    assert [line for line in told if "efficiency" in line and "limits" in line] == []
+
+
+def test_a_rank_for_which_the_others_wait_is_named():
+    (line,) = below(
+        {"ranks": ranks_of(4)},
+        {"ranks": ranks_of(4, slowest_per_s=70.0)},
+        {"what": "read c32", "ranks": ranks_of(4, slowest_per_s=50.0)},
+        {"ranks": ranks_of(1)},
+    )
+    assert line == (
+        "ranks: in 2 of 3 benchmarks the slowest rank had less than 80% of the fastest one's rate; most apart, in "
+        "read c32: slowest rank 3 on h 50/s, fastest rank 0 on h 100/s"
+    )

@@ -5,6 +5,7 @@ import pytest
 from fakes import image_bytes, one_category
 
 from dnnbench.catalog import list_catalog
+from dnnbench.datasets.shares import RankShare
 from dnnbench.datasets.torch import TorchImageClassificationDataset
 from dnnbench.datasets.torch_loader import MeteredLoader
 from dnnbench.errors import MeasurementError
@@ -92,6 +93,14 @@ def test_loaders_record_the_latencies_that_were(delayed, workers):
     _check(figures, list(storage.delays_ns.values()), 2)
     assert figures["requests"] == {"GET": 2 * COUNT}
     assert [epoch["bytes"] for epoch in figures["epochs"]] == [catalog.total_bytes] * 2
+
+
+@pytest.mark.parametrize("concurrency", [None, 4])
+def test_of_fewer_objects_than_ranks_some_ranks_read_none(concurrency):
+    storage = Delayed({f"roses/{i}.jpg": 1 for i in range(2)}, image_bytes(1))
+    catalog = list_catalog(storage, [""], ["roses"], 1)
+    workloads = [Reading(storage, catalog, concurrency, 3, RankShare(rank, 4)) for rank in range(4)]
+    assert sorted(_rounds(one, 1)[0].objects for one in workloads) == [0, 0, 1, 1]
 
 
 def test_a_fresh_order_each_round_that_a_seed_repeats(delayed):

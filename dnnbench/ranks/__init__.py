@@ -56,8 +56,9 @@ class Launch:
                 store_is_agents=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             )
         except (KeyError, ValueError) as exc:
+            wrong = f"{exc.args[0]} is not" if isinstance(exc, KeyError) else f"one of them is no number ({exc})"
             raise RankError(
-                f"RANK and WORLD_SIZE are set, as a launcher does, but {exc}: launch with torchrun, which also sets "
+                f"RANK and WORLD_SIZE are set, as a launcher does, but {wrong}: launch with torchrun, which also sets "
                 "MASTER_ADDR and MASTER_PORT; or unset them to run alone"
             ) from exc
         if not 0 <= launch.rank < launch.ranks:
@@ -136,11 +137,25 @@ class Ranks:
         """Tells the others that this rank failed; returns what was the cause, where that is another rank."""
         return None
 
+    def ended(self, reason: str) -> None:
+        """Tells the others that this rank ends before they do, where nothing else has ended the run already."""
+
     def leave(self) -> None:
         """Ends being one of them."""
 
 
 ALONE = Ranks()
+
+
+def cores_of(ranks: Ranks) -> int:
+    """The processors that the active ranks may use, on all of their hosts; called by each of them.
+
+    A launcher may have bound each rank to some of its own.
+    """
+    of_hosts: dict[str, set[int]] = {}
+    for host, usable in ranks.all_gather((this_host(), os.sched_getaffinity(0))):
+        of_hosts.setdefault(host, set()).update(usable)
+    return sum(map(len, of_hosts.values()))
 
 
 def launch() -> Launch | None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from dnnbench.errors import DnnbenchError
+from dnnbench.probe import HERE
 from dnnbench.ranks import Launch, RankError, Ranks, Value, clock_id, this_host
 from dnnbench.ranks.watch import Loss, Watch
 
@@ -62,8 +63,12 @@ class TorchRanks(Ranks):
         self._watch.start()
 
     def _meet(self) -> tuple[list[str], list[str], bool]:
-        """Each rank's host and clock, when all of them have come, and whether all see GPUs."""
-        me = f"{this_host()}\n{clock_id()}\n{torch.cuda.device_count()}"
+        """Each rank's host and clock, when all of them have come, and whether all see GPUs.
+
+        Tells `dnnbench.probe` of those that are on this host.
+        """
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        me = f"{this_host()}\n{clock_id()}\n{torch.cuda.device_count()}\n{os.getpid()}\n{cores}"
         self._store.set(f"here/{self.rank}", me)
         keys = [f"here/{rank}" for rank in range(self.ranks)]
         until_s = time.monotonic() + START_S
@@ -75,7 +80,11 @@ class TorchRanks(Ranks):
                     "launch with as many nodes and processes as torchrun was told"
                 )
         told = [value.decode().split("\n") for value in self._store.multi_get(keys)]
-        hosts, clocks, gpus = ([one[i] for one in told] for i in range(3))
+        hosts, clocks, gpus, pids, usable = ([one[i] for one in told] for i in range(5))
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[self.rank]]
+        # What they do is none of what other processes take from them.
+        HERE.processes = frozenset(int(pids[rank]) for rank in here)
+        HERE.cores = frozenset(int(core) for rank in here for core in usable[rank].split(","))
         return hosts, clocks, all(map(int, gpus))
 
     def _nccl_group(self) -> Any:
@@ -267,9 +276,12 @@ class TorchRanks(Ranks):
         if loss is not None and loss.rank != self.rank:
             return RankError(f"{loss}; the run ends")
         text = " ".join(str(error).split())
-        with contextlib.suppress(RuntimeError):
-            self._watch.tell(f"failed: {type(error).__name__}: {text}"[:2000])
+        self.ended(f"failed: {type(error).__name__}: {text}"[:2000])
         return None
+
+    def ended(self, reason: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._watch.tell(reason)
 
     def find_lost(self) -> Loss | None:
         """Who is lost, when this process was told to end: mostly since another one has."""
