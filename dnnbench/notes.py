@@ -17,7 +17,7 @@ EMBEDDED = {
     "alone",
 }
 # A rank with less than this of the fastest one's rate is told of.
-STRAGGLING = 0.8
+STRAGGLING = 2 / 3
 STOPPED_BY = {
     "throughput": "more bring no more",
     "p99": "more pass the bound of p99",
