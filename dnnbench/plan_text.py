@@ -62,9 +62,10 @@ def _json_of(one: Plan) -> dict[str, Any]:
 
 def _asked(one: Plan) -> str:
     asked = one.cluster
+    nodes = f"{asked.nodes:,} node{'s' * (asked.nodes > 1)} of {asked.accelerators_per_node}"
     return (
-        f"{asked.accelerators:,} accelerators, {asked.nodes:,} node{'s' * (asked.nodes > 1)} of "
-        f"{asked.accelerators_per_node}, {asked.samples_per_s:,.10g} samples/s each: {asked.total_per_s:,.10g} samples/s"
+        f"{asked.accelerators:,} accelerators, {nodes}, {asked.samples_per_s:,.10g} samples/s each: "
+        f"{asked.total_per_s:,.10g} samples/s"
     )
 
 
