@@ -174,6 +174,11 @@ def test_ladders_of_several_settings_are_told_apart():
     ]
 
 
+def test_of_several_accelerators_it_is_told_which_one_is_meant():
+    one, four = (below({"what": "a", "accelerator": FASTEST, "ranks": ranks_of(count)})[0] for count in (1, 4))
+    assert four == f"{one}; of 4 ranks each had one, and this is the one that waited most"
+
+
 def test_a_ladder_on_files_says_nothing_of_shards():
     ladder = by_ranks(
         "torch ladder", {2: 1.0}, {"dataset.format": "files"}, ladder={"verdict": VERDICT | {"side": "x"}}
