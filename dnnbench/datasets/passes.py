@@ -148,8 +148,8 @@ class MeteredPasses(ABC):
         if not self.expected_samples:
             raise ConfigError(
                 "framework.batch_size: the data set (or a rank's or worker's share of it) makes no whole batch, and "
-                "drop_last leaves out the rest, or it has fewer samples than ranks; set a smaller batch_size, drop_last "
-                "to false, or fewer execution.ranks"
+                "drop_last leaves out the rest, or it has fewer samples than ranks; set a smaller batch_size, "
+                "drop_last to false, or fewer execution.ranks"
             )
 
     def take_epochs(self) -> list[Epoch]:
