@@ -174,7 +174,7 @@ def costs(figures: Sequence[Figures]) -> Iterator[str]:
         told: dict[str, list[str]] = {}
         billed = [one for one in figures if one.get("cost") and place(one) == where]
         for one in billed:
-            told.setdefault(billed_text(one), []).append(one["what"])
+            told.setdefault(billed_text(one), []).append(one["what"] + swept(one))
         parts = [
             f"{text} ({', '.join(dict.fromkeys(whats)) if len(told) > 1 else 'all'})" for text, whats in told.items()
         ]
