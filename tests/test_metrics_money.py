@@ -175,8 +175,8 @@ def test_a_line_for_each_storage_that_bills_says_what_a_sample_takes():
     ]  # fmt: skip
     (line,) = costs(several)
     assert line == (
-        "aws (obstore): requests: 1 GET/sample, 0.4 USD per million samples (read format=files); 0.1 GET/sample, 0.4 USD "
-        "per million samples (read format=tar); prices of 2026-06"
+        "aws (obstore): requests: 1 GET/sample, 0.4 USD per million samples (read format=files); 0.1 GET/sample, 0.4 "
+        "USD per million samples (read format=tar); prices of 2026-06"
     )
     # Shards, or large objects, are no samples.
     told = {"requests_per_sample": {"GET": 1.0}, "cost": of({"GET": 10}, table, samples=10)}
