@@ -76,7 +76,7 @@ def merged(what: str, parts: Sequence[RankRound]) -> Round:
         machine=_machine([one.machine for one in leading]),
         cache=first.cache if len({one.cache for one in leading}) == 1 else UNKNOWN,
         fetched_bytes=_sum(fetched) if None not in fetched else None,
-        fetched_by="; ".join(sorted(one for one in audits if one)) or None,
+        fetched_by="; ".join(sorted({one.fetched_by for one in fetching if one.fetched_by})) or None,
     )
     return result
 

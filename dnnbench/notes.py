@@ -17,7 +17,7 @@ EMBEDDED = {
     "alone",
 }
 # A rank with less than this of the fastest one's rate is told of.
-STRAGGLING = 0.8
+STRAGGLING = 2 / 3
 STOPPED_BY = {
     "throughput": "more bring no more",
     "p99": "more pass the bound of p99",
@@ -129,7 +129,7 @@ def answers(figures: Sequence[Figures]) -> Iterator[str]:
     """What ladders, accelerators, knees and several numbers of ranks say, a line each."""
     for one in figures:
         told = [verdict_of(one)["sentence"]] if "ladder" in one else []
-        told += [kept_busy(one["accelerator"])] if "trials" in one.get("accelerator", {}) else []
+        told += [kept_busy(one)] if "trials" in one.get("accelerator", {}) else []
         told += [curve(one["knee"])] if "knee" in one else []
         yield from (f"{place(one)}, {one['what']}{swept(one)}: {line}" for line in told)
     yield from scalings(figures)
@@ -174,7 +174,7 @@ def costs(figures: Sequence[Figures]) -> Iterator[str]:
         told: dict[str, list[str]] = {}
         billed = [one for one in figures if one.get("cost") and place(one) == where]
         for one in billed:
-            told.setdefault(billed_text(one), []).append(one["what"])
+            told.setdefault(billed_text(one), []).append(one["what"] + swept(one))
         parts = [
             f"{text} ({', '.join(dict.fromkeys(whats)) if len(told) > 1 else 'all'})" for text, whats in told.items()
         ]
@@ -196,8 +196,9 @@ def billed_text(figures: Figures) -> str:
     return f"{requests or 'none'}/{unit}, {of_million:.3g} {figures['cost']['currency']} per million {unit}s"
 
 
-def kept_busy(told: Mapping[str, Any]) -> str:
-    """What `test_accelerator` found, from the record's ``accelerator``."""
+def kept_busy(figures: Figures) -> str:
+    """What `test_accelerator` found."""
+    told, ranks = figures["accelerator"], figures.get("ranks", {}).get("count", 1)
     rate, batch_ms = f"{told['samples_per_s']:,.0f} samples/s", f"{told['batch_compute_ms']:.3g} ms a batch"
     kept = f"kept busy to {told['target']:.0%}"
     which = f"the fastest of the accelerators tried that is {kept} takes"
@@ -206,7 +207,8 @@ def kept_busy(told: Mapping[str, Any]) -> str:
     start = (
         "" if told["warm_up_steps"] else ", in which the wait for its first batches counts: there are too few others"
     )
-    return f"{which} {rate} ({batch_ms}), and was busy {told['utilization']:.0%} of its epoch{start}"
+    several = f"; of {ranks} ranks each had one, and this is the one that waited most" if ranks > 1 else ""
+    return f"{which} {rate} ({batch_ms}), and was busy {told['utilization']:.0%} of its epoch{start}{several}"
 
 
 def verdict_of(figures: Figures) -> Mapping[str, Any]:

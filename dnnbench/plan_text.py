@@ -62,9 +62,10 @@ def _json_of(one: Plan) -> dict[str, Any]:
 
 def _asked(one: Plan) -> str:
     asked = one.cluster
+    nodes = f"{asked.nodes:,} node{'s' * (asked.nodes > 1)} of {asked.accelerators_per_node}"
     return (
-        f"{asked.accelerators:,} accelerators, {asked.nodes:,} nodes of {asked.accelerators_per_node}, "
-        f"{asked.samples_per_s:,.10g} samples/s each: {asked.total_per_s:,.10g} samples/s"
+        f"{asked.accelerators:,} accelerators, {nodes}, {asked.samples_per_s:,.10g} samples/s each: "
+        f"{asked.total_per_s:,.10g} samples/s"
     )
 
 
@@ -80,7 +81,7 @@ def _tables(one: Plan) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
             ("bandwidth", f"{_figure(one.bytes_per_s / 1e9)} GB/s", size),
             (
                 "reads at a time",
-                f"{one.reads_at_a_time:,.0f}",
+                _figure(one.reads_at_a_time),
                 f"Little's law, at {_figure(one.read_s * 1e3)} ms: {one.read_told}",
             ),
         ],

@@ -162,7 +162,7 @@ def accelerators(groups: Sequence[Group], styled: Styles) -> Section:
     if not found:
         missing = "No accelerator was emulated. Run: pytest bench/ -k accelerator"
         return Section("accelerator", title, missing=missing)
-    leads = [f"{one.place}, {one.what}: {kept_busy(one.latest['accelerator'])}" for one in found]
+    leads = [f"{one.place}, {one.what}: {kept_busy(one.latest)}" for one in found]
     whats = list(dict.fromkeys(one.what for one in found))
     charts = [_accelerator(what, [one for one in found if one.what == what], styled) for what in whats]
     return Section("accelerator", title, leads, charts)

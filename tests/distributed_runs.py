@@ -225,6 +225,8 @@ def test_a_ladder_is_climbed_by_all_ranks(tmp_path, config):
     assert record["ranks"]["count"] == 2
     assert {reads["processes"] for reads in record["ladder"]["reads"].values()} == {2}
     assert record["ladder"]["verdict"]["side"] in ("storage", "clients")
+    # Both ranks' parts, as the reads are.
+    assert record["catalog"]["objects"] == record["ladder"]["samples"] == record["objects"]
 
 
 SLOW = """

@@ -256,6 +256,7 @@ def test_a_killed_run_is_gone_on_from_as_if_it_were_one(tmp_path):
     refused = run(tmp_path, "-k", "read", "--dnn-resume")
     assert refused.returncode == 4
     assert "is of another run: selected.bench/test_listing.py" in refused.stderr + refused.stdout
+    assert "there is no" not in refused.stdout
 
     stopped = run(tmp_path, *READS, "--dnn-resume", plugin=KILLING.format(word="c32", signal="SIGTERM"))
     assert stopped.returncode == 2

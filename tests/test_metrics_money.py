@@ -165,6 +165,19 @@ def test_a_line_for_each_storage_that_bills_says_what_a_sample_takes():
         "aws (obstore): requests: 1 GET/sample, 0.4 USD per million samples (read c8, read c32); 2.5 GET/sample, 1 USD "
         "per million samples (ranges); prices of 2026-06"
     )
+    # The same over files and over shards.
+    several = [
+        record_of(
+            what="read", swept={"dataset.format": kind}, requests_per_sample={"GET": each},
+            cost=of({"GET": 10}, table, samples=10),
+        )
+        for kind, each in (("files", 1.0), ("tar", 0.1))
+    ]  # fmt: skip
+    (line,) = costs(several)
+    assert line == (
+        "aws (obstore): requests: 1 GET/sample, 0.4 USD per million samples (read format=files); 0.1 GET/sample, 0.4 "
+        "USD per million samples (read format=tar); prices of 2026-06"
+    )
     # Shards, or large objects, are no samples.
     told = {"requests_per_sample": {"GET": 1.0}, "cost": of({"GET": 10}, table, samples=10)}
     shards = record_of(what="read c8", format="tar", **told)

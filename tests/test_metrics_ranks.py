@@ -111,6 +111,16 @@ def test_what_processes_fetch_adds_up_over_all_ranks():
     assert merged("read", [part(rank, [rank], 0, 1, round=told) for rank in range(3)]).fetched_bytes == 210
 
 
+def test_the_counter_is_that_of_the_ranks_that_tell_of_their_hosts():
+    told = [("network lo", "a", True), ("network eth0", "a", False), ("network eth1", "b", True)]
+    parts = [
+        part(rank, [rank], 0, 1, host=host, leads=leads, round={"fetched_bytes": 5, "fetched_by": by})
+        for rank, (by, host, leads) in enumerate(told)
+    ]
+    together = merged("read", parts)
+    assert (together.fetched_bytes, together.fetched_by) == (10, "network eth1; network lo")
+
+
 def test_counters_of_two_kinds_are_not_added_up():
     parts = [
         part(0, [0], 0, 1, round={"fetched_bytes": 70, "fetched_by": "processes"}),

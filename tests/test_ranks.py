@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,12 +12,16 @@ from types import SimpleNamespace
 import pytest
 from _pytest.junitxml import LogXML
 
+import fixtures.ranks
 from dnnbench.config import Config, Variant
 from dnnbench.errors import DnnbenchError
 from dnnbench.ranks import ALONE, Launch, RankError, Ranks
-from dnnbench.ranks.watch import BEAT_S, Watch
+from dnnbench.ranks.torch_ranks import TorchRanks
+from dnnbench.ranks.watch import BEAT_S, Loss, Watch
+from fixtures.measure import _interrupt
 from fixtures.options import RUN, Run
-from fixtures.ranks import _check_asked_for, _hush
+from fixtures.ranks import _check_asked_for, _Here, _hush
+from fixtures.storages import give_up
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -81,6 +86,56 @@ def test_the_first_rank_alone_writes_files():
     _hush(SimpleNamespace(pluginmanager=plugins, _benchmarksession=benchmarks))
     assert xml.logfile == os.devnull
     assert set(vars(benchmarks).values()) == {None}
+
+
+def test_a_rank_that_is_ending_is_not_interrupted_by_its_launcher(monkeypatch):
+    here = _Here()
+    monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    here.noticed.set()
+    # Alone, a run that ends may be told to end at once.
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        _interrupt(signal.SIGTERM, None)
+    here.met = True
+    _interrupt(signal.SIGTERM, None)
+    here.noticed.clear()
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        _interrupt(signal.SIGTERM, None)
+
+
+class Lonely:
+    """A rank of two, and what it has told the other one."""
+
+    def __init__(self, loss=None):
+        self.told = []
+        self.loss, self.tell, self.suspect = loss, self.told.append, lambda: None
+
+
+def lonely(loss=None):
+    ranks = object.__new__(TorchRanks)
+    ranks.rank, ranks._watch = 0, Lonely(loss)
+    return ranks
+
+
+def test_what_is_wrong_on_one_rank_alone_is_told_to_the_others_before_it_ends(monkeypatch):
+    here, error = _Here(), DnnbenchError("fs: there are no credentials on this host")
+    monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    here.ranks = lonely()
+    with pytest.raises(pytest.exit.Exception, match="no credentials"):
+        give_up(error)
+    assert here.ranks._watch.told == [f"failed: DnnbenchError: {error}"]
+    # All of them end by what the first one has handed out as an error.
+    here.ranks, error.is_of_all_ranks = lonely(), True
+    with pytest.raises(pytest.exit.Exception, match="no credentials"):
+        give_up(error)
+    assert here.ranks._watch.told == []
+
+
+def test_a_rank_that_ends_for_another_one_says_which(monkeypatch):
+    here = _Here()
+    monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    here.ranks = lonely(Loss(1, "b", "failed: NotFoundError: x"))
+    with pytest.raises(pytest.exit.Exception, match="rank 1 on b failed: NotFoundError: x; the run ends"):
+        give_up(DnnbenchError("broken pipe"))
 
 
 class KeyStore:

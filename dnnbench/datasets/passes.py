@@ -147,8 +147,9 @@ class MeteredPasses(ABC):
         """Raises `ConfigError` where a pass has no batch, so that there is nothing to measure or to train on."""
         if not self.expected_samples:
             raise ConfigError(
-                "framework.batch_size: the data set (or each worker's share of it) makes no whole batch, and drop_last "
-                "leaves out the rest; set a smaller batch_size, or drop_last to false"
+                "framework.batch_size: the data set (or a rank's or worker's share of it) makes no whole batch, and "
+                "drop_last leaves out the rest, or it has fewer samples than ranks; set a smaller batch_size, "
+                "drop_last to false, or fewer execution.ranks"
             )
 
     def take_epochs(self) -> list[Epoch]:

@@ -173,6 +173,8 @@ class TorchRanks(Ranks):
             try:
                 made = make()
             except DnnbenchError as exc:
+                # Each of them ends by it, and none has to tell the others.
+                exc.is_of_all_ranks = True  # type: ignore[attr-defined]
                 made = _Raised(exc)
         self.sync("broadcasting")
         with self._translated():
@@ -268,6 +270,8 @@ class TorchRanks(Ranks):
 
     def failed(self, error: BaseException) -> DnnbenchError | None:
         if isinstance(error, RankError) and self._watch.loss is not None:
+            return None
+        if getattr(error, "is_of_all_ranks", False):
             return None
         if not isinstance(error, DnnbenchError):
             # A collective of a framework fails in a language of its own where a rank is gone.
