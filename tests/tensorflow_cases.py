@@ -573,8 +573,7 @@ def torch_epoch():
     loader.close()
 
 def tf_epoch():
-    from dnnbench.datasets.shares import RankShare
-from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowImageClassificationDataset
+    from dnnbench.datasets.tensorflow import MeteredPipeline, TensorFlowImageClassificationDataset
     dataset = TensorFlowImageClassificationDataset()
     dataset.bind(MemoryStorage(make_contents(20)), make_catalog(make_contents(20)))
     assert sum(len(labels) for _, labels in MeteredPipeline(dataset, 4)) == 20

@@ -372,7 +372,8 @@ def documented():
 
 
 def complete(kind):
-    from fixtures.measure import _identity
+    from dnnbench.ranks import ALONE
+    from fixtures.measure import _catalog_read, _identity
 
     contents = make_contents(2)
     workload = SimpleNamespace(
@@ -381,8 +382,10 @@ def complete(kind):
         storage=MemoryStorage(contents),
         catalog=make_catalog(contents),
         reads_content=kind in READS,
+        has_own_part=False,
     )
-    found = _identity(workload, Config(), Variant(Config())) | measured(*KINDS[kind]())
+    read = _catalog_read(workload, ALONE)
+    found = _identity(workload, Config(), Variant(Config()), read) | measured(*KINDS[kind]())
     assert json.loads(json.dumps(found)) == found
     return found
 
