@@ -91,6 +91,8 @@ def test_the_first_rank_alone_writes_files():
 def test_a_rank_that_is_ending_is_not_interrupted_by_its_launcher(monkeypatch):
     here = _Here()
     monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    # One of pytest-xdist's workers only fails the test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     here.noticed.set()
     # Alone, a run that ends may be told to end at once.
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
@@ -119,6 +121,8 @@ def lonely(loss=None):
 def test_what_is_wrong_on_one_rank_alone_is_told_to_the_others_before_it_ends(monkeypatch):
     here, error = _Here(), DnnbenchError("fs: there are no credentials on this host")
     monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    # One of pytest-xdist's workers only fails the test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     here.ranks = lonely()
     with pytest.raises(pytest.exit.Exception, match="no credentials"):
         give_up(error)
@@ -133,6 +137,8 @@ def test_what_is_wrong_on_one_rank_alone_is_told_to_the_others_before_it_ends(mo
 def test_a_rank_that_ends_for_another_one_says_which(monkeypatch):
     here = _Here()
     monkeypatch.setattr(fixtures.ranks, "_HERE", here)
+    # One of pytest-xdist's workers only fails the test.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     here.ranks = lonely(Loss(1, "b", "failed: NotFoundError: x"))
     with pytest.raises(pytest.exit.Exception, match="rank 1 on b failed: NotFoundError: x; the run ends"):
         give_up(DnnbenchError("broken pipe"))
