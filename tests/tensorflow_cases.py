@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 from fakes import LABELS, MemoryStorage, image_bytes, make_catalog, make_contents
 
-from dnnbench.config import ConfigError, expand_settings
+from dnnbench.config import Config, ConfigError, expand_settings
 from dnnbench.datasets.shares import RankShare
 from dnnbench.datasets.tensorflow import MeteredPipeline, RandomAccessDataset, TensorFlowImageClassificationDataset
 from dnnbench.errors import MeasurementError
@@ -695,3 +695,32 @@ def test_a_damaged_shard_is_named_with_the_byte(kind, position):
     with pytest.raises(CorruptError, match=f"at byte {begin:,}:") as caught:
         list(loader)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize("shuffle_buffer", [0, 8])
+def test_ranks_read_everything_once_together_and_other_parts_in_each_pass(shuffle_buffer):
+    contents = make_contents(21)
+    section = Config().framework.tensorflow.model_copy(update={"shuffle_buffer": shuffle_buffer})
+    parts = []
+    for rank in range(2):
+        dataset = TensorFlowImageClassificationDataset()
+        dataset.bind(MemoryStorage(contents), make_catalog(contents))
+        pipeline = MeteredPipeline(dataset, 4, section, share=RankShare(rank, 2))
+        batches = [len(list(pipeline)) for _ in range(2)]
+        assert batches == [len(pipeline)] * 2
+        parts.append([set(epoch.indices.tolist()) for epoch in pipeline.take_epochs()])
+    for first, second in zip(*parts, strict=True):
+        assert not first & second
+        assert first | second == set(range(len(contents)))
+    assert parts[0][0] != parts[0][1]
+
+
+def test_a_rank_makes_two_batches_of_its_last_one_where_others_have_one_more():
+    contents = make_contents(17)
+    sizes = []
+    for rank in range(2):
+        dataset = TensorFlowImageClassificationDataset()
+        dataset.bind(MemoryStorage(contents), make_catalog(contents))
+        pipeline = MeteredPipeline(dataset, 4, share=RankShare(rank, 2))
+        sizes.append([len(labels) for _, labels in pipeline])
+    assert sizes == [[4, 3, 1], [4, 4, 1]]

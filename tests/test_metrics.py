@@ -355,6 +355,8 @@ ONLY_OF = {
     "batch_latency": {"inference"},
     # Those of the run, not of the measuring.
     "finished_utc": set(), "resumed": set(),
+    # Of a launch.
+    "ranks": set(),
     "client_bound": {"read", "knee", "ranges"}, "knee": {"knee"}, "ladder": {"ladder"}, "ranges": {"ranges"},
     "accelerator": {"accelerator"},
 }  # fmt: skip

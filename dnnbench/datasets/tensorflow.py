@@ -149,7 +149,8 @@ class MeteredPipeline(MeteredPasses):
     def _order(self) -> Any:
         """The whole order of the pass that begins: asked for once per pass, by ``tf.data``."""
         count = len(self.dataset)
-        whole = self._shuffle and not self._section.shuffle_buffer
+        # A buffer shuffles what comes to it: which samples come to a rank is another part of all in each pass, as ever.
+        whole = self._shuffle and (not self._section.shuffle_buffer or self._share.ranks > 1)
         order = epoch_order(count, self._seed, self._passes - 1) if whole else np.arange(count)
         mine = self._share.of(count)
         return order[mine.start : mine.stop]
