@@ -333,6 +333,10 @@ def test_selected_and_travelled_are_the_same_samples(made, data):
     _is(part, chosen)
     _is(pickle.loads(pickle.dumps(catalog)), samples)  # noqa: S301 (our own bytes)
     _is(pickle.loads(pickle.dumps(part)), chosen)  # noqa: S301
+    # To a process on another host.
+    handed_out = Catalog.of_state(pickle.loads(pickle.dumps(part.state())))  # noqa: S301
+    _is(handed_out, chosen)
+    assert (handed_out.hash(), handed_out.verify) == (part.hash(), part.verify)
     # It now reads what it wrote for the others.
     _is(catalog, samples)
 
