@@ -13,8 +13,8 @@ from types import TracebackType
 
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 INTERVAL_S = 0.5
-# No more than this of a processor goes into watching.
-WATCHING_SHARE = 0.01
+# No more than this of a processor goes into watching: each of many ranks watches, too.
+WATCHING_SHARE = 0.004
 
 
 @dataclass

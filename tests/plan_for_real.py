@@ -38,7 +38,7 @@ from dnnbench.synth import SynthSpec, image
 BUCKET, PREFIX, LABEL = "plan", "pictures/", "roses"
 AWAY_MS = 15
 # Each picture has several names, so that eight ranks have enough to read for their ends not to count.
-PICTURES, NAMES = 256, 4
+PICTURES = 256
 MEDIAN_BYTES = 72_000
 RANKS = (1, 2, 4, 8)
 MOST_ERROR = 0.2
@@ -54,11 +54,11 @@ CASES = {
 class Servers:
     """nginx on two ports, near and `AWAY_MS` away, over one folder of pictures; a process of ours lists it."""
 
-    def __init__(self) -> None:
+    def __init__(self, names_each: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="dnnbench-plan-", dir="/dev/shm")
         root = Path(self._folder.name)
         root.chmod(0o755)
-        entries = fill(root / BUCKET / PREFIX / LABEL)
+        entries = fill(root / BUCKET / PREFIX / LABEL, names_each)
         queue: multiprocessing.Queue[int] = multiprocessing.Queue()
         self._lister = multiprocessing.Process(target=serve_listing, args=(entries, queue), daemon=True)
         self._lister.start()
@@ -114,7 +114,7 @@ http {{
         self._folder.cleanup()
 
 
-def fill(folder: Path) -> list[tuple[str, int]]:
+def fill(folder: Path, names_each: int) -> list[tuple[str, int]]:
     """Makes the pictures; returns (key, bytes) of each name, in the keys' order."""
     folder.mkdir(parents=True)
     spec = SynthSpec(labels=(LABEL,), sources=1, images_per_category=PICTURES, median_bytes=MEDIAN_BYTES)
@@ -122,7 +122,7 @@ def fill(folder: Path) -> list[tuple[str, int]]:
     for number in range(PICTURES):
         first = folder / f"{number:04d}-0.jpg"
         first.write_bytes(image(spec, 0, 0, number))
-        names = [first, *(folder / f"{number:04d}-{name}.jpg" for name in range(1, NAMES))]
+        names = [first, *(folder / f"{number:04d}-{name}.jpg" for name in range(1, names_each))]
         for name in names[1:]:
             name.hardlink_to(first)
         entries += [(f"{PREFIX}{LABEL}/{name.name}", name.stat().st_size) for name in names]
@@ -246,10 +246,11 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="default: all")
     parser.add_argument("--repeats", type=int, default=3, help="of ladders and of runs (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="of each rank's loader (default 2)")
+    parser.add_argument("--names", type=int, default=4, help="of each of the 256 pictures (default 4)")
     parser.add_argument("--apart", action="store_true", help="processes that know nothing of each other")
     options = parser.parse_args()
     run = apart if options.apart else by_torchrun
-    servers, good = Servers(), True
+    servers, good = Servers(options.names), True
     try:
         for case in options.cases or CASES:
             good &= hold(case, servers.configuration(case, options.workers), run, options.repeats)
