@@ -363,7 +363,8 @@ class Hosts:
                 run("ip", "-n", self.server, "link", "set", plug, "master", "br0", "up")
                 run("ip", "-n", name, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
                 run("ip", "-n", name, "link", "set", "eth0", "up")
-        except (OSError, subprocess.CalledProcessError) as exc:
+                run(*self.on(number), "true")
+        except (OSError, subprocess.SubprocessError) as exc:
             self.__exit__()
             pytest.skip(f"no network namespaces here: {getattr(exc, 'stderr', '') or exc}")
         return self
