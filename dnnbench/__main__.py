@@ -334,14 +334,13 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _manifest(options: argparse.Namespace) -> None:
     from dnnbench.manifest import make_manifest
-    from dnnbench.transfer import parse_place
+    from dnnbench.transfer import as_folder, parse_place
 
     config = _configuration(options)
     for text in options.places:
         storage, prefix = parse_place(text, config)
         start_s = time.perf_counter()
-        folder = f"{prefix.rstrip('/')}/" if prefix else ""
-        key, objects, read_bytes = make_manifest(storage, folder, options.concurrency, options.overwrite)
+        key, objects, read_bytes = make_manifest(storage, as_folder(prefix), options.concurrency, options.overwrite)
         rate = read_bytes / 1e6 / (time.perf_counter() - start_s)
         print(f"{key}: the checksums of {objects:,} objects, {read_bytes:,} bytes, {rate:.1f} MB/s")
 

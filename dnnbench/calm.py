@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dnnbench.metrics_rounds import NS, Machine
-from dnnbench.probe import HERE, OtherWork
+from dnnbench.probe import OtherWork, our_cores_times
 
 _PRESSURE = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
 _SWAPPED = re.compile(r"^pswp(in|out) (\d+)$", re.MULTILINE)
@@ -89,11 +89,7 @@ class MachineWatch:
 
 
 def _counters() -> dict[str, float]:
-    import psutil
-
-    cpus = psutil.cpu_times(percpu=True)
-    mine = [cpus[number] for number in HERE.cores or os.sched_getaffinity(0) if number < len(cpus)]
-    found: dict[str, float] = {"stolen_s": sum(getattr(cpu, "steal", 0.0) for cpu in mine)}
+    found: dict[str, float] = {"stolen_s": sum(getattr(cpu, "steal", 0.0) for cpu in our_cores_times())}
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     for way, pages in _SWAPPED.findall(_text("/proc/vmstat")):
         found[f"swapped_{way}_bytes"] = int(pages) * page_bytes

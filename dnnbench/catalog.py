@@ -280,6 +280,11 @@ class Catalog:
         return self._spilled
 
 
+def as_listed(storage: Storage, prefix: str) -> str:
+    """What listed keys below a prefix begin with: the paths of files below the folder "." come without it."""
+    return prefix.removeprefix("./") if storage.name == "fs" else prefix
+
+
 def single(entry: Entry, label_names: Sequence[str]) -> Catalog:
     """A catalog of one object whose category is not known; its label is 0."""
     return Catalog([Group(b"", 0, 0)], [0], Names.of([os.fsencode(entry.key)]), [entry.size_bytes], label_names)
@@ -333,9 +338,7 @@ class CatalogBuilder:
         self._extensions = extensions
         places = [(source, label) for source in range(len(sources)) for label in range(len(labels))]
         self.prefixes = [f"{sources[source]}{labels[label]}/" for source, label in places]
-        # The paths of files below the folder "." come without it.
-        skip = "./" if storage.name == "fs" else ""
-        self._key_prefixes = [prefix.removeprefix(skip) for prefix in self.prefixes]
+        self._key_prefixes = [as_listed(storage, prefix) for prefix in self.prefixes]
         self._groups = [Group(os.fsencode(p), *place) for p, place in zip(self._key_prefixes, places, strict=True)]
         self._storage, self._labels = storage, labels
         self._lock = threading.Lock()

@@ -311,7 +311,7 @@ def record(
         "start_memory_mib": None if start_memory_bytes is None else start_memory_bytes / MIB,
         "peak_memory_mib": None if peak_memory_bytes is None else peak_memory_bytes / MIB,
         "cache": cache_state(rounds),
-        "fetched_bytes": _sum_if_known([one.fetched_bytes for one in rounds]),
+        "fetched_bytes": sum_if_known([one.fetched_bytes for one in rounds]),
         "fetched_by": "; ".join(sorted({one.fetched_by for one in rounds if one.fetched_by})) or None,
         "per_round": [_round_record(one, listing, cores) for one in rounds],
         "repeated_rounds": [_round_record(one, listing, cores) for one in repeated],
@@ -370,7 +370,8 @@ def _client_bound(
     )
 
 
-def _sum_if_known(values: Sequence[int | None]) -> int | None:
+def sum_if_known(values: Sequence[int | None]) -> int | None:
+    """Their sum; None where one of them is not known."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 

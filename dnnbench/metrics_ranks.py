@@ -13,10 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dnnbench.errors import MeasurementError
-from dnnbench.metrics import EpochFigures, Inference, RankFigures, Round, Tally, per_second, percentiles_ms
-from dnnbench.metrics_rounds import NS, UNKNOWN, Machine
+from dnnbench.metrics import (
+    EpochFigures,
+    Inference,
+    RankFigures,
+    Round,
+    Tally,
+    per_second,
+    percentiles_ms,
+    sum_if_known,
+)
+from dnnbench.metrics_rounds import NS, PROCESSES, UNKNOWN, Machine
 
-PROCESSES = "processes"
 RANKS_KEY = "execution.ranks"
 
 
@@ -54,7 +62,7 @@ def merged(what: str, parts: Sequence[RankRound]) -> Round:
     fetched = [one.fetched_bytes for one in fetching]
     if PROCESSES in audits and len(audits) > 1:
         fetched = [None]
-    result = replace(
+    return replace(
         first,
         objects=sum(one.objects for one in rounds),
         tally=tally,
@@ -75,10 +83,9 @@ def merged(what: str, parts: Sequence[RankRound]) -> Round:
         others_cpu_ns=sum(one.others_cpu_ns for one in leading),
         machine=_machine([one.machine for one in leading]),
         cache=first.cache if len({one.cache for one in leading}) == 1 else UNKNOWN,
-        fetched_bytes=_sum(fetched) if None not in fetched else None,
+        fetched_bytes=sum_if_known(fetched),
         fetched_by="; ".join(sorted({one.fetched_by for one in fetching if one.fetched_by})) or None,
     )
-    return result
 
 
 def check_apart(what: str, parts: Sequence[RankRound]) -> None:

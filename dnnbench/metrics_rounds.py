@@ -20,6 +20,8 @@ SWAPPED_BYTES = MIB
 FETCHED_SHARE = 0.9
 CACHED_SHARE = 0.1
 BESIDE_BYTES = MIB
+# The counter of what each process fetches; all others are a whole host's.
+PROCESSES = "processes"
 COLD, WARM, MIXED, UNKNOWN = "cold", "warm", "mixed", "unknown"
 # A first reading's median latency is so many times that of the later ones where a server caches, and so many times
 # the spread of the later ones above them; fewer reads than this say nothing.

@@ -23,6 +23,7 @@ from dnnbench.packed_names import Names
 from dnnbench.shards import FORMATS, TAR, Index, Shard, folder_of, half_written, index_key
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import CorruptError, NotFoundError
+from dnnbench.transfer import as_folder, existing
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # Two blocks of zeros end an archive.
@@ -59,7 +60,7 @@ def sources_at(storage: Storage, prefix: str, labels: Sequence[str]) -> list[str
 
     Raises `CatalogError` where there is none.
     """
-    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    folder = as_folder(prefix)
     found = set()
     for entry in storage.list(folder):
         path = entry.key[len(folder) :]
@@ -101,7 +102,7 @@ def pack(
 
     if kind not in FORMATS:
         raise PackError(f"--format: found {kind}, expected one of {', '.join(FORMATS)}")
-    folder, to_folder = (f"{place.rstrip('/')}/" if place else "" for place in (prefix, to_prefix))
+    folder, to_folder = as_folder(prefix), as_folder(to_prefix)
     sources = sources_at(storage, prefix, labels)
     catalogs = [list_catalog(storage, [folder + source], labels, _LISTERS) for source in sources]
     there = {source: _there(destination, to_folder + source, kind, overwrite) for source in sources}
@@ -131,11 +132,7 @@ def pack(
 def _there(destination: Storage, place: str, kind: str, overwrite: bool) -> set[str]:
     """The names of shards that are at a place. Raises `PackError` for any unless ``overwrite``."""
     folder = f"{place}{folder_of(kind)}/"
-    try:
-        names = {entry.key[len(folder) :] for entry in destination.list(folder)}
-    except NotFoundError:
-        # A folder that is yet to be made. A missing bucket shows when the first object is written.
-        names = set()
+    names = {key[len(folder) :] for key in existing(destination, folder)}
     try:
         index = destination.read(index_key(place, folder_of(kind)))
     except NotFoundError:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 INTERVAL_S = 0.5
@@ -160,11 +161,15 @@ class OtherWork:
 
 def cores_busy_s() -> float:
     """Processor seconds that all processes together have had of the cores that ours may use, in ticks of 10 ms."""
+    return float(sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in our_cores_times()))
+
+
+def our_cores_times() -> list[Any]:
+    """What the kernel counts of each processor that ours may use, as psutil has it."""
     import psutil
 
     cpus = psutil.cpu_times(percpu=True)
-    mine = [cpus[number] for number in HERE.cores or os.sched_getaffinity(0) if number < len(cpus)]
-    return float(sum(cpu.user + cpu.nice + cpu.system + getattr(cpu, "steal", 0.0) for cpu in mine))
+    return [cpus[number] for number in HERE.cores or os.sched_getaffinity(0) if number < len(cpus)]
 
 
 def _own_cpu_s() -> float:

@@ -27,7 +27,7 @@ def describe_machine(load_average: float) -> dict[str, Any]:
     return {
         "dnnbench": __version__,
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "kernel": f"{platform.system()} {platform.release()}",
         "cpu": _first_match("/proc/cpuinfo", r"^model name\s*:\s*(.+)$"),
         "cores": cores(),
@@ -37,7 +37,7 @@ def describe_machine(load_average: float) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

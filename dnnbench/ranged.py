@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dnnbench.catalog import Catalog, CatalogError, Group
+from dnnbench.catalog import Catalog, CatalogError, Group, as_listed
 from dnnbench.datasets.shares import ALONE, RankShare
 from dnnbench.errors import MeasurementError
 from dnnbench.metrics import Round
@@ -43,7 +43,7 @@ def list_large(storage: Storage, places: Sequence[str]) -> Catalog:
                 f"{'storage.fs.large_dir' if storage.name == 'fs' else 'storage.s3.large_prefix'}"
             )
         # What is below the last folder tells them apart; the same on every storage.
-        start = place[: place.rfind("/") + 1].removeprefix("./" if storage.name == "fs" else "")
+        start = as_listed(storage, place[: place.rfind("/") + 1])
         groups.append(Group(os.fsencode(start), number, 0))
         numbers += [number] * len(found)
         names += [os.fsencode(entry.key[len(start) :]) for entry in found]
@@ -53,7 +53,7 @@ def list_large(storage: Storage, places: Sequence[str]) -> Catalog:
 
 def _is_at(storage: Storage, place: str, entry: Entry) -> bool:
     # A file is named whole, and others may begin as it does.
-    return storage.name != "fs" or place.endswith("/") or entry.key == place.removeprefix("./")
+    return storage.name != "fs" or place.endswith("/") or entry.key == as_listed(storage, place)
 
 
 def choose(sizes_bytes: npt.ArrayLike, max_bytes: int, seed: int) -> Int64s:

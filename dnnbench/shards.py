@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dnnbench.catalog import Catalog, CatalogError, Group, list_catalog
+from dnnbench.catalog import Catalog, CatalogError, Group, as_listed, list_catalog
 from dnnbench.packed_names import Int64s, Names
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import CorruptError, NotFoundError
@@ -249,7 +249,7 @@ def sharded_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[s
     ]
     keys: list[str] = []
     groups = [
-        Group(os.fsencode(f"{source}{label}/".removeprefix("./" if storage.name == "fs" else "")), s, number)
+        Group(os.fsencode(as_listed(storage, f"{source}{label}/")), s, number)
         for s, source in enumerate(sources)
         for number, label in enumerate(labels)
     ]
@@ -261,7 +261,7 @@ def sharded_catalog(storage: Storage, sources: Sequence[str], labels: Sequence[s
                 f"{storage.label}: {index_key(source, folder)}: the shards hold the categories "
                 f"{', '.join(index.labels)}, and dataset.label names {', '.join(labels)}; pack again, or name these"
             )
-        prefix = f"{source}{folder}/".removeprefix("./" if storage.name == "fs" else "")
+        prefix = as_listed(storage, f"{source}{folder}/")
         keys += [prefix + shard.name for shard in index.shards]
         numbers = np.asarray([labels.index(label) for label in index.labels], dtype=np.int64)
         group_numbers.append(s * len(labels) + numbers[index.label_numbers])

@@ -51,7 +51,7 @@ def transfer(
     """
     from tqdm import tqdm
 
-    there = {} if overwrite else _existing(destination, prefix)
+    there = {} if overwrite else existing(destination, prefix)
     done = Transferred()
     bar = tqdm(total=total, unit="object", disable=None if progress else True)
     try:
@@ -72,9 +72,10 @@ def transfer(
     return done
 
 
-def _existing(destination: Storage, prefix: str) -> dict[str, int]:
+def existing(destination: Storage, prefix: str) -> dict[str, int]:
+    """The objects below a place, by their keys, with their sizes; none where it is a folder that is yet to be made."""
     try:
-        return {entry.key: entry.size_bytes for entry in destination.list(_folder(prefix))}
+        return {entry.key: entry.size_bytes for entry in destination.list(as_folder(prefix))}
     except NotFoundError:
         # A folder that is yet to be made. A missing bucket shows when the first object is written.
         return {}
@@ -87,7 +88,7 @@ def _wanted(
     for key, size_bytes, make in items:
         if destination.name == "fs":
             _check_path(key)
-        path = _folder(prefix) + key
+        path = as_folder(prefix) + key
         if path not in there:
             yield path, make
         elif size_bytes is None or there[path] == size_bytes:
@@ -111,7 +112,7 @@ def _move(
     data = make()
     destination.write(path, data)
     if digests is not None:
-        digests[path[len(_folder(prefix)) :]] = hashlib.sha256(data).digest()
+        digests[path[len(as_folder(prefix)) :]] = hashlib.sha256(data).digest()
     return len(data)
 
 
@@ -126,7 +127,8 @@ def _collect(pending: set[Future[int]], done: Transferred, bar: object) -> set[F
     return left
 
 
-def _folder(prefix: str) -> str:
+def as_folder(prefix: str) -> str:
+    """What the keys below a place begin with: "" or something that ends in "/"."""
     return prefix if not prefix or prefix.endswith("/") else prefix + "/"
 
 
@@ -153,7 +155,7 @@ def parse_place(text: str, config: Config) -> tuple[Storage, str]:
 
 def items_of(source: Storage, prefix: str) -> list[Item]:
     """Every object of a source, to be read when its turn comes. Raises `TransferError` where there is none."""
-    folder = _folder(prefix)
+    folder = as_folder(prefix)
     entries = sorted(source.list(folder))
     items: list[Item] = [
         (entry.key[len(folder) :], entry.size_bytes, lambda entry=entry: source.read(entry.key, entry.size_bytes))  # type: ignore[misc]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -298,7 +297,7 @@ class Training(Loading):
         return False
 
     def run(self) -> None:
-        with getattr(self.trainer, "together", nullcontext)():
+        with self.trainer.together():
             self.trainer.train()
 
     def account(self) -> Round:

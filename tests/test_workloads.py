@@ -1,5 +1,7 @@
 """Workloads: known latencies come out as they went in, and what was not read as listed gives no figure."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from fakes import image_bytes, one_category
@@ -181,7 +183,7 @@ def test_a_trainer_that_reads_nothing_is_no_figure(delayed):
     storage, catalog = delayed
     loader = _Broken([], 0)
     loader.take_epochs = list
-    trainer = type("Idle", (), {"epochs": 1, "train": lambda self: None, "history": []})()
+    trainer = type("Idle", (), {"epochs": 1, "train": lambda self: None, "history": [], "together": nullcontext})()
     workload = Training(storage, catalog, loader, trainer, "train")
     workload.run()
     with pytest.raises(MeasurementError, match="read nothing"):

@@ -10,6 +10,7 @@ from dnnbench.catalog import Catalog
 from dnnbench.config import Config
 from dnnbench.datasets.own_reads import metered
 from dnnbench.datasets.shard_reads import read_sample
+from dnnbench.datasets.shares import even_part
 from dnnbench.images import DecodeError, decode
 from dnnbench.storage.base import ListedKey, Storage
 from dnnbench.storage.errors import CorruptError, StorageError
@@ -199,7 +200,5 @@ def share_of(count: int, worker: int, workers: int, batch_size: int, drop_last: 
 
     With ``drop_last`` without the end that makes no whole batch, so that nothing is read in vain.
     """
-    start, end = count * worker // workers, count * (worker + 1) // workers
-    if drop_last:
-        end -= (end - start) % batch_size
-    return range(start, end)
+    part = even_part(count, worker, workers)
+    return part[: len(part) - len(part) % batch_size] if drop_last else part

@@ -21,14 +21,14 @@ from dnnbench import tfrecord
 from dnnbench.catalog import Catalog
 from dnnbench.config import Config, ConfigError
 from dnnbench.datasets.passes import epoch_order
-from dnnbench.datasets.shares import RankShare
+from dnnbench.datasets.shares import RankShare, even_part
 from dnnbench.images import EXTENSIONS
+from dnnbench.metrics_rounds import MIB
 from dnnbench.shards import TAR, Run, Shards
 from dnnbench.storage.base import Storage
 from dnnbench.storage.errors import CorruptError
 from dnnbench.tfrecord import FormatError
 
-MIB = 2**20
 _IMAGES = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 LABEL, ENCODED = "image/class/label", "image/encoded"
 
@@ -220,15 +220,15 @@ class ShardPlan:
     def worker_batches(self, worker: int, workers: int) -> list[int]:
         """Those of them that one worker makes."""
         sizes = self.batch_sizes()
-        return sizes[len(sizes) * worker // workers : len(sizes) * (worker + 1) // workers]
+        return [sizes[number] for number in even_part(len(sizes), worker, workers)]
 
     def runs(self, number: int, worker: int, workers: int) -> list[Run]:
         """What one worker reads in pass ``number``, in its order."""
         sizes = self.batch_sizes()
         ends = [0, *itertools.accumulate(sizes)]
         start = self.share.of(len(self.shards.order)).start
-        first = start + ends[len(sizes) * worker // workers]
-        last = start + ends[len(sizes) * (worker + 1) // workers]
+        batches = even_part(len(sizes), worker, workers)
+        first, last = start + ends[batches.start], start + ends[batches.stop]
         shards = self.shards
         count = len(shards)
         order = epoch_order(count, self.seed, number) if self.shuffle else np.arange(count)

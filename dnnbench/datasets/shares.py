@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def even_part(count: int, number: int, parts: int) -> range:
+    """Which of ``count`` things, in their order, are part ``number`` (from 0): no part has two more than another."""
+    return range(count * number // parts, count * (number + 1) // parts)
+
+
 @dataclass(frozen=True)
 class RankShare:
     """The part of every pass that rank ``rank`` of ``ranks`` reads: with the others' it is the whole, nothing twice."""
@@ -14,7 +19,7 @@ class RankShare:
 
     def of(self, count: int) -> range:
         """The positions, in an order of ``count`` samples that is the same on all ranks, that this rank reads."""
-        return range(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
+        return even_part(count, self.rank, self.ranks)
 
     def batch_sizes(self, count: int, batch_size: int, drop_last: bool = False) -> list[int]:
         """The sizes of this rank's batches: as many as every other rank has, whatever its share.

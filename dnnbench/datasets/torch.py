@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dnnbench.datasets.samples import ImageSamples, share_of
-from dnnbench.datasets.shares import ALONE, RankShare
+from dnnbench.datasets.shares import ALONE, RankShare, even_part
 
 
 class RandomAccessDataset(ImageSamples, Dataset[tuple[Any, int]]):
@@ -57,15 +57,15 @@ class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
             return share_of(len(self.dataset), worker, workers, self.batch_size, self.drop_last)
         # Whole batches for each worker, of which all ranks have as many.
         start, sizes = self.rank_share.of(len(self.dataset)).start, self._sizes_of_rank()
-        first, last = _part(len(sizes), worker, workers)
-        return range(start + sum(sizes[:first]), start + sum(sizes[:last]))
+        batches = even_part(len(sizes), worker, workers)
+        return range(start + sum(sizes[: batches.start]), start + sum(sizes[: batches.stop]))
 
     def batch_sizes(self, worker: int, workers: int) -> list[int]:
         """The sizes of the batches of its share."""
         if self.rank_share.ranks == 1:
             return ALONE.batch_sizes(len(self.share(worker, workers)), self.batch_size)
-        first, last = _part(len(self._sizes_of_rank()), worker, workers)
-        return self._sizes_of_rank()[first:last]
+        sizes = self._sizes_of_rank()
+        return [sizes[number] for number in even_part(len(sizes), worker, workers)]
 
     def _sizes_of_rank(self) -> list[int]:
         return self.rank_share.batch_sizes(len(self.dataset), self.batch_size, self.drop_last)
@@ -76,8 +76,3 @@ class SequentialDataset(IterableDataset[tuple[int, tuple[Any, int]]]):
         # Across the ends of batches: reads go on while a batch is made.
         for position, sample in self.dataset.read_samples(share, in_order=True):
             yield share[position], sample
-
-
-def _part(count: int, worker: int, workers: int) -> tuple[int, int]:
-    """The first and, exclusive, the last of ``count`` things that are one of ``workers``' part."""
-    return count * worker // workers, count * (worker + 1) // workers

@@ -79,6 +79,15 @@ def clock_id() -> str:
         return this_host()
 
 
+def check_asked_for(asked: int | None, ranks: int) -> None:
+    """Raises `RankError` for more ranks than there are; None asks for all of them."""
+    if asked is not None and asked > ranks:
+        raise RankError(
+            f"execution.ranks: found {asked}, but {ranks} of them run; launch more, "
+            f"such as torchrun --nproc-per-node={asked} -m pytest bench/"
+        )
+
+
 class Ranks:
     """The ranks that run a benchmark together, as one of them sees it; this class itself: a run alone.
 
@@ -104,11 +113,7 @@ class Ranks:
 
     def first(self, ranks: int | None) -> Ranks:
         """The first so many of them; None: all. Called by every rank. Raises `RankError` for more than there are."""
-        if ranks is not None and ranks > self.ranks:
-            raise RankError(
-                f"execution.ranks: found {ranks}, but {self.ranks} of them run; launch more, "
-                f"such as torchrun --nproc-per-node={ranks} -m pytest bench/"
-            )
+        check_asked_for(ranks, self.ranks)
         return self
 
     def sync(self, what: str) -> None:
@@ -129,9 +134,6 @@ class Ranks:
     def clock_offset_ns(self) -> tuple[int, int]:
         """(what to add to this process's monotonic clock for the first rank's, how far wrong that may be)."""
         return 0, 0
-
-    def check(self) -> None:
-        """Raises `RankError` where a rank was lost or has failed."""
 
     def failed(self, error: BaseException) -> DnnbenchError | None:
         """Tells the others that this rank failed; returns what was the cause, where that is another rank."""

@@ -91,18 +91,9 @@ class TorchRanks(Ranks):
         # Every rank of the launch has to come here, also those that are no members. It connects when it is used.
         return dist.new_group(list(range(self.ranks)), PATIENCE, NCCL) if self._all_have_gpus else None
 
-    @property
-    def hosts(self) -> list[str]:
-        """The host of each active rank."""
-        return self._hosts[: self.ranks]
-
     def group(self, backend: str) -> Any:
         """The active ranks as ``torch.distributed`` has them, over gloo or NCCL."""
         return self._nccl if backend == NCCL else self._group
-
-    @property
-    def launch(self) -> Launch:
-        return self._launch
 
     def first(self, ranks: int | None) -> Ranks:
         super().first(ranks)
@@ -266,6 +257,7 @@ class TorchRanks(Ranks):
             raise RankError(f"{self.name}: the ranks lost touch ({type(exc).__name__}: {exc})") from exc
 
     def check(self) -> None:
+        """Raises `RankError` where a rank was lost or has failed."""
         self._watch.check()
 
     def failed(self, error: BaseException) -> DnnbenchError | None:
@@ -290,10 +282,6 @@ class TorchRanks(Ranks):
     def find_lost(self) -> Loss | None:
         """Who is lost, when this process was told to end: mostly since another one has."""
         return self._watch.suspect()
-
-    @property
-    def loss(self) -> Loss | None:
-        return self._watch.loss
 
     def leave(self) -> None:
         """Says goodbye. Sockets end with the process: after a loss nobody answers who would be asked to close them."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from dnnbench.calm import Span
+from dnnbench.metrics_rounds import PROCESSES
 from dnnbench.probe import descendants
 from dnnbench.storage import page_cache
 
@@ -23,7 +24,7 @@ TRIES = 3
 NETWORKED = ("cifs", "smb3", "ceph", "lustre", "beegfs", "afs", "gpfs", "fuse.glusterfs", "fuse.sshfs")
 # What these fetch may rightly be less than what they deliver.
 COMPRESSING = ("btrfs", "zfs", "bcachefs", "squashfs", "erofs", "ntfs3", "f2fs")
-PROCESSES, NFS, DEVICE, NETWORK = "processes", "nfs", "device", "network"
+NFS, DEVICE, NETWORK = "nfs", "device", "network"
 _SECTOR_BYTES = 512
 _READ_BYTES = re.compile(rb"^read_bytes: (\d+)$", re.MULTILINE)
 _INTERFACE = re.compile(r"^\s*(\S+):\s*(\d+)", re.MULTILINE)
